@@ -1,0 +1,199 @@
+//! The values of the eBPF maps. Fixed-width integers only, no padding, sizes asserted: both sides
+//! are compiled by different compilers for different machines and must see the same bytes.
+
+/// Limits that may hold one socket at the same time (a process in a unit of a user …).
+pub const MAX_NESTED: usize = 4;
+
+/// Limits that may be in force on a host at the same time.
+pub const MAX_LIMITS: u32 = 8192;
+
+/// Processes that may be limited at the same time.
+pub const MAX_PROCESSES: u32 = 65_536;
+
+/// Top bit of a limit's id: the id belongs to a limit narrower than a cgroup (a process, a
+/// connection), and is no cgroup id.
+pub const NARROW: u64 = 1 << 63;
+
+/// Index of the upload entry in the two-element map values.
+pub const UPLOAD: usize = 0;
+/// Index of the download entry in the two-element map values.
+pub const DOWNLOAD: usize = 1;
+
+/// What was asked for in one direction of a limit. Map `CGROUP_CONFIGS`, as `[_; 2]`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CgroupThrottleConfig {
+    /// Key of this entry: a cgroup id, or an id with [`NARROW`] set.
+    pub cgroup_id: u64,
+    /// Bytes of the IP layer a second; 0: this direction is not limited.
+    pub rate_bps: u64,
+    /// Largest credit an idle limit saves up, in bytes.
+    pub burst_size: u64,
+    /// Process the limit was set on, in the initial PID namespace; 0: none.
+    pub pid: u32,
+    /// Reserved, zero.
+    pub flags: u32,
+}
+
+/// One direction's bucket. Map `CGROUP_BUCKETS`, as `[_; 2]`.
+///
+/// The tokens of the classic algorithm are not stored: they follow from the virtual time
+/// (see [`crate::bucket`]), which is the one word that changes with a packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TokenBucket {
+    /// Largest credit, in bytes.
+    pub capacity: u64,
+    /// Bytes a second; 0: this direction is not limited.
+    pub rate_bps: u64,
+    /// Virtual time (the classic `last_update_ns`): when the bucket will be, or was, exactly empty of
+    /// debt and credit, in ticks of 1/64 ns since `epoch_ns`.
+    pub virtual_time: u64,
+    /// `capacity` as ticks at `rate_bps`.
+    pub capacity_ticks: u64,
+    /// Debt up to which small TCP packets still pass, in ticks at `rate_bps`.
+    pub small_ticks: u64,
+    /// Zero of the virtual time, CLOCK_MONOTONIC ns.
+    pub epoch_ns: u64,
+}
+
+/// One direction's counters since the limit was set. Map `CGROUP_STATS`, as `[_; 2]`.
+/// Bytes are IP bytes as on the wire.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ThrottleStats {
+    /// Packets on the wire (segments, not GSO buffers) let through.
+    pub packets_passed: u64,
+    /// Bytes let through.
+    pub bytes_passed: u64,
+    /// Packets refused; on upload TCP keeps and sends them later.
+    pub packets_dropped: u64,
+    /// Bytes refused.
+    pub bytes_dropped: u64,
+    /// Packets that were given a departure time in the future.
+    pub packets_delayed: u64,
+    /// Packets marked, or whose sender was told to slow down.
+    pub packets_marked: u64,
+}
+
+/// What a socket carries (`SK_STORAGE` map `TAGS`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tag {
+    /// Process that owns the socket.
+    pub tgid: u32,
+    /// `TAG_*` bits.
+    pub flags: u32,
+    /// [`ProcessEntry::born`] of the owner: tells it from a later process of the same id.
+    pub born: u64,
+    /// [`State::epoch`] at which `limits` was resolved.
+    pub epoch: u64,
+    /// Ids of the limits that hold this socket; zero ends the list.
+    pub limits: [u64; MAX_NESTED],
+}
+
+/// Several processes with different limits hold the socket: whoever used it last owns it.
+pub const TAG_SHARED: u32 = 1;
+/// Set on a listening socket. An accepted socket inherits the bit with the tag: as long as it has it
+/// nobody used it yet.
+pub const TAG_LISTENER: u32 = 2;
+
+/// A process that is limited. Map `PROCESSES`, keyed by its tgid in the initial PID namespace.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessEntry {
+    /// CLOCK_MONOTONIC ns at which the entry was made.
+    pub born: u64,
+    /// Ids of its limits; zero ends the list.
+    pub limits: [u64; MAX_NESTED],
+}
+
+/// Words that every program reads. Map `STATE`, one entry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct State {
+    /// Grows with every change of the set of limits; a tag of an older epoch resolves itself again.
+    pub epoch: u64,
+    /// CLOCK_MONOTONIC ns past which everything passes: the owner renews it while it lives.
+    pub lease_deadline_ns: u64,
+}
+
+/// Failures that the programs can only count. Map `LOST`, one entry.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Lost {
+    /// Children of limited processes that found no room in `PROCESSES`.
+    pub processes: u64,
+    /// Sockets of limited processes that could not be tagged.
+    pub sockets: u64,
+}
+
+/// Ring buffer `EVENTS`: a limited process ended.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ExitEvent {
+    /// Its tgid in the initial PID namespace.
+    pub tgid: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Its limits.
+    pub limits: [u64; MAX_NESTED],
+}
+
+/// One line of the socket iterator: an open IPv4 or IPv6 socket of a limited process.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketRecord {
+    /// Process and descriptor through which the iterator met it.
+    pub tgid: u32,
+    /// File descriptor number in that process.
+    pub fd: u32,
+    /// Address of the kernel's socket: the same socket under another descriptor has the same one.
+    pub socket: u64,
+    /// `RECORD_*` bits.
+    pub flags: u32,
+    /// IP protocol number (6 TCP, 17 UDP, 262 MPTCP …).
+    pub protocol: u32,
+    /// Payload bytes the peer acknowledged since the socket was made; TCP only.
+    pub bytes_acked: u64,
+    /// Payload bytes received in order since the socket was made; TCP only.
+    pub bytes_received: u64,
+}
+
+/// The socket carried no tag, or one that lacked a limit of its process, until now.
+pub const RECORD_WAS_UNTAGGED: u32 = 1;
+/// The socket is shared with a process that has other limits.
+pub const RECORD_SHARED: u32 = 2;
+/// The socket listens.
+pub const RECORD_LISTENER: u32 = 4;
+
+const _: () = {
+    assert!(size_of::<CgroupThrottleConfig>() == 32);
+    assert!(size_of::<TokenBucket>() == 48);
+    assert!(size_of::<ThrottleStats>() == 48);
+    assert!(size_of::<Tag>() == 56);
+    assert!(size_of::<ProcessEntry>() == 40);
+    assert!(size_of::<State>() == 16);
+    assert!(size_of::<Lost>() == 16);
+    assert!(size_of::<ExitEvent>() == 40);
+    assert!(size_of::<SocketRecord>() == 40);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    use super::*;
+    // SAFETY: repr(C), integers only, sizes above leave no room for padding; any bytes are a value.
+    unsafe impl aya::Pod for CgroupThrottleConfig {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for TokenBucket {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ThrottleStats {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Tag {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ProcessEntry {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for State {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Lost {}
+}

@@ -1,0 +1,7 @@
+//! What the eBPF programs and user space must agree on: the values of the maps, and the arithmetic
+//! of the token bucket. `no_std`, no allocation, no panics.
+#![cfg_attr(not(test), no_std)]
+
+pub mod abi;
+pub mod bucket;
+pub mod wire;

@@ -1,0 +1,1 @@
+//! Requests become limits, limits go to backends.

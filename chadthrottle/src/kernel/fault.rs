@@ -1,0 +1,30 @@
+//! Places in the set-up at which a test lets the process die or fail. In release builds they do nothing.
+
+/// Names of all places, in the order in which setting a limit passes them.
+pub const POINTS: &[&str] = &[
+    "owner.locked",
+    "owner.journal",
+    "owner.socket",
+    "owner.janitor",
+    "ebpf.loaded",
+    "ebpf.attached",
+    "ebpf.limit-written",
+    "ebpf.process-entered",
+    "ebpf.sockets-tagged",
+    "owner.limited",
+];
+
+/// Dies here of SIGKILL when `CHADT_FAULT_KILL` holds this place's name, panics when `CHADT_FAULT_PANIC` does.
+pub fn point(name: &str) {
+    debug_assert!(POINTS.contains(&name), "fault point {name} is not in the list");
+    #[cfg(debug_assertions)]
+    {
+        if std::env::var_os("CHADT_FAULT_KILL").is_some_and(|wanted| wanted == name) {
+            // SIGKILL to oneself arrives before the call returns.
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        }
+        if std::env::var_os("CHADT_FAULT_PANIC").is_some_and(|wanted| wanted == name) {
+            panic!("fault injected at {name}");
+        }
+    }
+}

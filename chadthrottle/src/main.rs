@@ -1,0 +1,3 @@
+//! The `chadthrottle` command.
+
+fn main() {}

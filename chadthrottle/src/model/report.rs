@@ -1,0 +1,106 @@
+//! What the owner tells its clients about limits in force.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use super::{LimitId, PerDirection, Rate, Target};
+
+/// Counters of one direction since the limit was set. Bytes are IP bytes as on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Let through.
+    pub passed_packets: u64,
+    /// Let through.
+    pub passed_bytes: u64,
+    /// Refused; on upload, TCP keeps these and sends them later.
+    pub dropped_packets: u64,
+    /// Refused.
+    pub dropped_bytes: u64,
+    /// Given a later departure time.
+    pub delayed_packets: u64,
+    /// Marked, or their sender told to slow down.
+    pub marked_packets: u64,
+}
+
+/// One direction of a limit in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DirectionReport {
+    /// The limit, bytes/s.
+    pub rate: Rate,
+    /// What passed over the last full second, bytes/s; `None` before the first.
+    pub measured: Option<u64>,
+    /// Name of the backend that holds it.
+    pub backend: String,
+    /// Since the limit was set.
+    pub counters: Counters,
+}
+
+/// How traffic of a target got past its limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EscapeKind {
+    /// The target held a socket that the limit did not know. It has been put under the limit.
+    UntaggedSocket,
+    /// A kernel object that holds the limit is gone.
+    DeadLink,
+    /// Somebody else's eBPF program decides over the same packets.
+    ForeignProgram,
+    /// The target's sockets moved more than passed the hook.
+    Bypass,
+    /// A child of the target could not be followed.
+    UntrackedProcess,
+    /// More passed than the limit allows.
+    AboveLimit,
+}
+
+/// Traffic got past a limit, or may have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Escape {
+    /// Which way.
+    pub kind: EscapeKind,
+    /// One line for the user: what was seen, and what was or can be done.
+    pub message: String,
+}
+
+impl fmt::Display for Escape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// A limit in force.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitReport {
+    /// Its id.
+    pub id: LimitId,
+    /// Whose traffic.
+    pub targets: Vec<Target>,
+    /// Name (comm) of the first target's process when the limit was set.
+    pub name: String,
+    /// Processes it holds now.
+    pub processes: u32,
+    /// Open IPv4 and IPv6 sockets of these processes, at the last look.
+    pub sockets: u32,
+    /// The directions; `None`: not limited that way.
+    pub directions: PerDirection<Option<DirectionReport>>,
+    /// Stays when its client goes.
+    pub detached: bool,
+    /// Process that asked for it.
+    pub client_pid: u32,
+    /// Process that holds it.
+    pub owner_pid: u32,
+    /// Seconds since it was set.
+    pub age: f64,
+    /// Seconds until it ends by itself.
+    pub remaining: Option<f64>,
+    /// The live check's findings, newest last, each kind once.
+    pub escapes: Vec<Escape>,
+}
+
+/// All limits of a host.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct StatusReport {
+    /// In the order they were set.
+    pub limits: Vec<LimitReport>,
+}

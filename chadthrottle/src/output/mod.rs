@@ -1,0 +1,1 @@
+//! Tables and JSON: the only code that writes results to stdout.

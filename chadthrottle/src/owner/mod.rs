@@ -1,0 +1,3 @@
+//! The one process per host that holds the kernel objects.
+
+pub mod protocol;

@@ -1,0 +1,121 @@
+//! What clients and the owner say to each other: one JSON object a line.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    backend::Site,
+    error::Error,
+    model::{Escape, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
+};
+
+/// Changes when either side would misunderstand the other; a client of another version is told so.
+pub const VERSION: u32 = 1;
+
+/// Asks for a limit.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitRequest {
+    /// Whose traffic, in the client's PID namespace; any of these, sharing the rates.
+    pub targets: Vec<Target>,
+    /// At least one is set.
+    pub rates: PerDirection<Option<Rate>>,
+    /// Backends asked for by name; `None`: the best that works.
+    pub backends: PerDirection<Option<String>>,
+    /// Fail instead of falling to the next backend.
+    pub no_fallback: bool,
+    /// Accept that one direction can't be had.
+    pub partial: bool,
+    /// Seconds after which it ends by itself.
+    pub duration: Option<f64>,
+    /// Stays when the client goes. A detached limit that has the very same targets is changed instead.
+    pub detach: bool,
+    /// Where the client wants the backends to work; an owner at work elsewhere refuses.
+    pub site: Site,
+}
+
+/// A client's line.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+pub enum Request {
+    /// First line of every connection.
+    Hello {
+        /// [`VERSION`] of the client.
+        version: u32,
+    },
+    /// Answered by [`Reply::Limited`].
+    Limit(LimitRequest),
+    /// New rates for a limit in force, without a gap. Answered by [`Reply::Limited`].
+    Change {
+        /// Which.
+        id: LimitId,
+        /// At least one is set.
+        rates: PerDirection<Option<Rate>>,
+    },
+    /// Answered by [`Reply::Status`].
+    Status,
+    /// Ends the limits whose targets are all in the list; an empty list means every limit. Answered by
+    /// [`Reply::Cleared`].
+    Clear {
+        /// Which.
+        targets: Vec<Target>,
+    },
+}
+
+/// Why a limit ended without its client's doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EndReason {
+    /// The last process of the target ended.
+    TargetEnded,
+    /// Its duration is over.
+    Duration,
+    /// Somebody said `clear`.
+    Cleared,
+    /// The owner is shutting down.
+    OwnerStopped,
+}
+
+/// The owner's line: answers in the order of the requests, and events of the client's own limits in
+/// between.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "reply")]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Hello {
+        /// [`VERSION`] of the owner.
+        version: u32,
+        /// Its process.
+        pid: u32,
+    },
+    /// The limit is in force and verified.
+    Limited {
+        /// As it is now.
+        limit: LimitReport,
+        /// Backends that were tried and failed, a direction that could not be had …
+        notices: Vec<String>,
+    },
+    /// To [`Request::Status`].
+    Status(StatusReport),
+    /// To [`Request::Clear`].
+    Cleared {
+        /// Limits that were ended.
+        ended: Vec<LimitId>,
+    },
+    /// The request failed and changed nothing.
+    Error(Error),
+    /// Event: traffic got past a limit of this client.
+    Escaped {
+        /// Which limit.
+        id: LimitId,
+        /// How.
+        escape: Escape,
+    },
+    /// Event: a limit of this client is over.
+    Ended {
+        /// Which limit.
+        id: LimitId,
+        /// Why.
+        reason: EndReason,
+        /// As it was.
+        last: LimitReport,
+    },
+}

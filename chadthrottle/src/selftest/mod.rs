@@ -1,0 +1,1 @@
+//! Proves on this machine that each backend holds its limits.
