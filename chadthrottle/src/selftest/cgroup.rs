@@ -25,9 +25,11 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// Makes `parent`/`name`.
+    /// Makes `parent`/`name`; an empty one of that name, left behind by a killed run, is replaced.
     pub fn new(parent: &Path, name: &str) -> Result<Self> {
         let path = parent.join(name);
+        // Fails when there is none, and when it is in use: then making it fails, too.
+        let _ = fs::remove_dir(&path);
         fs::create_dir(&path).context(format!("make the cgroup {}", path.display()))?;
         Ok(Self { path })
     }
