@@ -1,3 +1,8 @@
 //! The only code that touches the kernel.
 
+pub mod bpf;
+pub mod btf;
+pub mod caps;
+pub mod cgroup;
+pub mod clock;
 pub mod fault;
