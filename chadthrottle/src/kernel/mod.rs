@@ -6,3 +6,5 @@ pub mod caps;
 pub mod cgroup;
 pub mod clock;
 pub mod fault;
+pub mod journal;
+pub mod process;
