@@ -1,19 +1,15 @@
 //! A cgroup of our own, for processes whose traffic is limited.
 
 use std::{
-    ffi::OsString,
     fs, io,
-    os::{
-        fd::OwnedFd,
-        unix::{ffi::OsStringExt, process::CommandExt},
-    },
+    os::{fd::OwnedFd, unix::process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
-use crate::error::{Context, Error, Kind, Result};
+use crate::error::{Context, Result};
 
 /// Longest wait for the kernel to let go of the processes in a cgroup.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -78,43 +74,4 @@ impl Drop for Cgroup {
             thread::sleep(Duration::from_millis(10));
         }
     }
-}
-
-/// Where the cgroup2 hierarchy is mounted.
-pub fn mount() -> Result<PathBuf> {
-    let path = "/proc/self/mountinfo";
-    let mounts = fs::read_to_string(path).context(format!("read {path}"))?;
-    mounts.lines().find_map(mount_point).ok_or_else(|| {
-        Error::new(Kind::NoBackend, "no cgroup2 is mounted; try: mount -t cgroup2 none /sys/fs/cgroup")
-    })
-}
-
-/// The mount point of a line of mountinfo (proc(5)) that is about a cgroup2 file system.
-fn mount_point(line: &str) -> Option<PathBuf> {
-    let (mount, kind) = line.split_once(" - ")?;
-    if kind.split(' ').next() != Some("cgroup2") {
-        return None;
-    }
-    mount.split(' ').nth(4).map(unescape)
-}
-
-/// Space, tab, newline and backslash are written as three octal digits.
-fn unescape(word: &str) -> PathBuf {
-    let mut bytes = Vec::new();
-    let mut rest = word.as_bytes();
-    while let Some((&byte, tail)) = rest.split_first() {
-        let octal = tail.get(..3).filter(|_| byte == b'\\');
-        let code = octal.and_then(|digits| std::str::from_utf8(digits).ok());
-        match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(code) => {
-                bytes.push(code);
-                rest = &tail[3..];
-            }
-            None => {
-                bytes.push(byte);
-                rest = tail;
-            }
-        }
-    }
-    OsString::from_vec(bytes).into()
 }

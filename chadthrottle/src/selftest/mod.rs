@@ -13,33 +13,31 @@ pub mod process;
 pub mod report;
 pub mod row;
 pub mod traffic;
+pub mod workplace;
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::Instant,
 };
 
-use cgroup::Cgroup;
 use report::{Report, Skipped};
 use row::{Row, Scenario, Stage};
+use workplace::Workplace;
 
 use crate::{
     backend::{DRIVERS, Driver, Probe, Site},
     error::{Context, Error, Kind, Result},
+    kernel,
     model::Direction,
 };
-
-/// Longest wait for the owner to end after its last limit.
-const OWNER_ENDS: Duration = Duration::from_secs(5);
 
 /// How to run the self-test.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Print JSON instead of a table.
     pub json: bool,
-    /// Where to make the own runtime folder; `None`: /run.
+    /// Where to make the own runtime folder; `None`: [`workplace::PARENT`].
     pub runtime_dir: Option<PathBuf>,
     /// Where to make the own cgroup; `None`: the root of the cgroup2 mount.
     pub cgroup_root: Option<PathBuf>,
@@ -70,25 +68,21 @@ fn with_advice(error: Error) -> Error {
 
 fn run(options: &Options) -> Result<Report> {
     let start = Instant::now();
-    let root = match &options.cgroup_root {
-        Some(root) => root.clone(),
-        None => cgroup::mount()?,
-    };
-    // Dropped in the reverse order: the owner's folder is the last to go.
-    let folder = Folder::new(options.runtime_dir.as_deref().unwrap_or(Path::new("/run")))?;
-    let cgroup = Cgroup::new(&root, &format!("chadt-selftest-{}", std::process::id()))?;
+    let root = kernel::cgroup::attach_point(options.cgroup_root.as_deref())?;
+    let parent = options.runtime_dir.as_deref().unwrap_or(Path::new(workplace::PARENT));
+    let workplace = Workplace::new(parent, &root)?;
     let program = std::env::current_exe().context("find the own program")?;
 
-    let site = Site { cgroup_root: Some(cgroup.path().to_owned()) };
+    let site = Site { cgroup_root: Some(workplace.cgroup().to_owned()) };
     let mut report = Report::new();
     for driver in DRIVERS {
         let usable = usable_directions(driver, &site, &mut report.skipped);
         for scenario in Scenario::ALL {
-            let stage = Stage { program: &program, cgroup: &cgroup, runtime_dir: &folder.path, scenario };
+            let stage = Stage { program: &program, workplace: &workplace, scenario };
             report.rows.extend(both_at_once(&stage, driver, &usable)?);
         }
     }
-    folder.wait_for_owner();
+    workplace.wait_for_owner();
     report.finish(start.elapsed());
     Ok(report)
 }
@@ -127,40 +121,4 @@ fn both_at_once(stage: &Stage<'_>, driver: &Driver, directions: &[Direction]) ->
         eprintln!("{row}");
     }
     rows
-}
-
-/// A runtime folder of our own; removed when dropped.
-struct Folder {
-    path: PathBuf,
-}
-
-impl Folder {
-    fn new(parent: &Path) -> Result<Self> {
-        let template = parent.join("chadt-selftest-XXXXXX");
-        let path = nix::unistd::mkdtemp(&template).context(format!("make {}", template.display()))?;
-        Ok(Self { path })
-    }
-
-    /// Lets the owner, which has nothing more to do, end by itself.
-    fn wait_for_owner(&self) {
-        let deadline = Instant::now() + OWNER_ENDS;
-        let has_socket = || {
-            let entries = fs::read_dir(&self.path).into_iter().flatten().flatten();
-            entries
-                .filter_map(|entry| entry.file_type().ok())
-                .any(|kind| std::os::unix::fs::FileTypeExt::is_socket(&kind))
-        };
-        while has_socket() && Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(20));
-        }
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        self.wait_for_owner();
-        if let Err(cause) = fs::remove_dir_all(&self.path) {
-            tracing::warn!("can't remove {}: {cause}", self.path.display());
-        }
-    }
 }

@@ -6,11 +6,11 @@ use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::{
-    cgroup::Cgroup,
     lab::{Lab, Version},
     meter::{DATAGRAM_HEADERS_V4, Meter},
     process::{Call, Place, Traffic, sleep_until},
     traffic::{Totals, now},
+    workplace::Workplace,
 };
 use crate::{error::Result, model::Direction};
 
@@ -111,10 +111,8 @@ impl fmt::Display for Scenario {
 pub struct Stage<'a> {
     /// Our program.
     pub program: &'a Path,
-    /// Where the limited processes are.
-    pub cgroup: &'a Cgroup,
-    /// The owner's folder.
-    pub runtime_dir: &'a Path,
+    /// Where the limited processes and the owner are.
+    pub workplace: &'a Workplace,
     /// What is transferred.
     pub scenario: Scenario,
 }
@@ -152,7 +150,7 @@ pub fn measure(stage: &Stage<'_>, backend: &'static str, direction: Direction) -
     let (serve, transfer) = stage.scenario.commands(&lab, direction);
     let place = Place { namespace: Some(&lab.server), cgroup: None };
     let server = Traffic::spawn(stage.program, "the server", place, &[serve])?;
-    let place = Place { namespace: Some(&lab.client), cgroup: Some(stage.cgroup) };
+    let place = Place { namespace: Some(&lab.client), ..stage.workplace.place() };
     let client = Traffic::spawn(stage.program, "the client", place, &[transfer])?;
     let (receiver, sender) = match direction {
         Direction::Upload => (&server, &client),
@@ -219,9 +217,9 @@ fn limit(stage: &Stage<'_>, backend: &str, direction: Direction, pid: u32) -> Ve
         format!("--{direction}-backend"),
         backend.into(),
         "--cgroup-root".into(),
-        stage.cgroup.path().display().to_string(),
+        stage.workplace.cgroup().display().to_string(),
         "--runtime-dir".into(),
-        stage.runtime_dir.display().to_string(),
+        stage.workplace.runtime_dir().display().to_string(),
     ]
 }
 

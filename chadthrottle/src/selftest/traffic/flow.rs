@@ -105,10 +105,11 @@ impl Flow {
     /// Moves what can be moved without waiting, once. `false`: the connection is over.
     pub fn serve(&mut self, buffer: &mut [u8], runs: &mut Runs) -> bool {
         let moved = match &mut self.role {
-            Role::Greeted { header, filled } => self.socket.read(&mut header[*filled..]).map(|length| {
-                *filled += length;
-                length
-            }),
+            Role::Greeted { header, filled } => {
+                let read = self.socket.read(&mut header[*filled..]);
+                *filled += read.as_ref().copied().unwrap_or(0);
+                read
+            }
             Role::Sends => self.socket.write(buffer),
             Role::Receives => self.socket.read(buffer),
         };
