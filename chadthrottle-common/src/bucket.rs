@@ -115,7 +115,13 @@ impl TokenBucket {
     /// A bucket without credit or debt at `now_ns`. `rate` in bytes/s (0: not limited), `capacity` in bytes,
     /// `epoch_ns` not after `now_ns`.
     pub fn empty(rate: u64, capacity: u64, epoch_ns: u64, now_ns: u64) -> Self {
-        let bucket = Self { capacity, rate_bps: rate, epoch_ns, virtual_time: ticks(now_ns, epoch_ns), ..Self::default() };
+        let bucket = Self {
+            capacity,
+            rate_bps: rate,
+            epoch_ns,
+            virtual_time: ticks(now_ns, epoch_ns),
+            ..Self::default()
+        };
         let Some(rate) = NonZeroU64::new(rate) else { return bucket };
         Self {
             capacity_ticks: span(capacity, rate),

@@ -210,14 +210,19 @@ fn a_new_rate_keeps_debt_and_credit_in_bytes() {
     let now = 7 * SECOND;
     for (rate, other) in [(1_000, 10_000_000), (10_000_000, 1_000), (1_000_000, 1_000_000)] {
         for before in [3 * SECOND, 20 * SECOND] {
-            let bucket = TokenBucket { virtual_time: before * TICKS_PER_NS, ..TokenBucket::empty(rate, rate, 0, 0) };
+            let bucket =
+                TokenBucket { virtual_time: before * TICKS_PER_NS, ..TokenBucket::empty(rate, rate, 0, 0) };
             let tokens = bucket.tokens(now);
             let after = TokenBucket {
                 virtual_time: bucket.virtual_time.wrapping_add(bucket.shift_to(other, now)),
                 ..TokenBucket::empty(other, other, 0, 0)
             };
             let expected = tokens.min(other as i64);
-            assert!((after.tokens(now) - expected).abs() <= 1, "{rate} -> {other}: {tokens} -> {}", after.tokens(now));
+            assert!(
+                (after.tokens(now) - expected).abs() <= 1,
+                "{rate} -> {other}: {tokens} -> {}",
+                after.tokens(now)
+            );
         }
     }
 }

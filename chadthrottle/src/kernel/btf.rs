@@ -109,7 +109,8 @@ impl Btf {
 
     /// Follows typedefs, qualifiers and type tags.
     fn resolve(&self, mut id: u32) -> u32 {
-        while let Some(Type { kind: TYPEDEF..=RESTRICT | TYPE_TAG, target, .. }) = self.types.get(id as usize) {
+        while let Some(Type { kind: TYPEDEF..=RESTRICT | TYPE_TAG, target, .. }) = self.types.get(id as usize)
+        {
             id = *target;
         }
         id

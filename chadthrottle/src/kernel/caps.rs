@@ -19,7 +19,8 @@ pub fn missing(wanted: &[Capability]) -> Vec<Capability> {
 /// How to get `missing`, for the user.
 pub fn mend(missing: &[Capability]) -> String {
     let names: Vec<_> = missing.iter().map(|cap| cap.to_string().to_lowercase()).collect();
-    let program = std::env::current_exe().map_or_else(|_| "chadthrottle".into(), |path| path.display().to_string());
+    let program =
+        std::env::current_exe().map_or_else(|_| "chadthrottle".into(), |path| path.display().to_string());
     format!("run it with sudo, or once: sudo setcap {}+ep '{program}'", names.join(","))
 }
 

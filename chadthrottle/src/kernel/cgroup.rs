@@ -96,7 +96,11 @@ pub fn attach_point(wanted: Option<&Path>) -> Result<PathBuf> {
     if kind.filesystem_type() != nix::sys::statfs::CGROUP2_SUPER_MAGIC || !path.is_dir() {
         return Err(Error::new(
             Kind::Usage,
-            format!("cgroup root {} is no cgroup2 directory: cgroup2 is mounted at {}", path.display(), mount()?.display()),
+            format!(
+                "cgroup root {} is no cgroup2 directory: cgroup2 is mounted at {}",
+                path.display(),
+                mount()?.display()
+            ),
         ));
     }
     Ok(path)

@@ -12,9 +12,8 @@ pub fn monotonic_ns() -> u64 {
         fs::read_to_string("/proc/self/timens_offsets").ok().and_then(|text| shift_ns(&text)).unwrap_or(0)
     });
     // CLOCK_MONOTONIC is always there.
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
-        i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec())
-    });
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |time| i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec()));
     u64::try_from(now - i128::from(shift)).unwrap_or(0)
 }
 

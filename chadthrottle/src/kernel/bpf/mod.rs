@@ -21,7 +21,8 @@ pub mod sys;
 pub use sys::CgroupHook;
 
 /// The object that `cargo xtask build-ebpf` made of chadthrottle-ebpf.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/chadthrottle.bpf.o"));
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/chadthrottle.bpf.o"));
 
 /// Fields whose offsets the programs want: global, struct, path.
 const FIELDS: &[(&str, &str, &str)] = &[
@@ -37,7 +38,8 @@ const FIELDS: &[(&str, &str, &str)] = &[
 ];
 
 /// Programs without which no limit can hold. The two limiters have a form for kernels before 5.12.
-const NEEDED: &[&str] = &["tag_new_socket", "follow_fork", "follow_exit", "tag_open_sockets", "change_bucket"];
+const NEEDED: &[&str] =
+    &["tag_new_socket", "follow_fork", "follow_exit", "tag_open_sockets", "change_bucket"];
 
 /// Programs that watch who uses a shared socket, best set first.
 const ADOPTERS: &[&[&str]] = &[&["adopt_on_send", "adopt_on_receive"], &["adopt_on_tcp_read"]];
@@ -77,9 +79,8 @@ pub fn load_ebpf_program() -> Result<Loaded> {
         loader.override_global(name, offset, true);
     }
     loader.override_global("HAVE_MPTCP", &have_mptcp, true);
-    let ebpf = loader
-        .load(OBJECT)
-        .map_err(|cause| Error::caused(Kind::NoBackend, "load the eBPF maps", &cause))?;
+    let ebpf =
+        loader.load(OBJECT).map_err(|cause| Error::caused(Kind::NoBackend, "load the eBPF maps", &cause))?;
     let mut loaded = Loaded {
         ebpf,
         links: Vec::new(),
@@ -104,13 +105,16 @@ fn has_helper(helper: u32) -> bool {
         [0x85 | u64::from(helper) << 32, 0xb7 | 1 << 32, 0x95]
     }
     let log = sys::verifier_log(&program(helper));
-    !log.contains("unknown func") && !log.contains("invalid func") && !log.contains("program of this type cannot use helper")
+    !log.contains("unknown func")
+        && !log.contains("invalid func")
+        && !log.contains("program of this type cannot use helper")
         && !log.is_empty()
 }
 
 /// Attaches a limiter to a cgroup; it stays as long as the returned link is open.
 pub fn attach_cgroup_skb(program: &CgroupSkb, cgroup: &File, hook: CgroupHook) -> Result<OwnedFd> {
-    let program = program.fd().map_err(|cause| Error::caused(Kind::Failed, "attach an eBPF limiter", &cause))?;
+    let program =
+        program.fd().map_err(|cause| Error::caused(Kind::Failed, "attach an eBPF limiter", &cause))?;
     attach(program.as_fd(), cgroup, hook)
 }
 
@@ -124,7 +128,8 @@ pub fn get_bpf_map<'a, M>(ebpf: &'a mut Ebpf, name: &str) -> Result<M>
 where
     M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>,
 {
-    let map = ebpf.map_mut(name).ok_or_else(|| Error::failed(format!("the eBPF object has no map {name}")))?;
+    let map =
+        ebpf.map_mut(name).ok_or_else(|| Error::failed(format!("the eBPF object has no map {name}")))?;
     M::try_from(map).map_err(|cause| Error::caused(Kind::Failed, format!("open the eBPF map {name}"), &cause))
 }
 
@@ -135,19 +140,25 @@ pub fn check_ebpf_support() -> Result<()> {
 
 impl Loaded {
     fn load_programs(&mut self) -> Result<()> {
-        let types = AyaBtf::from_sys_fs().map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
+        let types = AyaBtf::from_sys_fs()
+            .map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
         for name in NEEDED {
             self.load_one(name, &types)?;
         }
-        if let Err(reason) = self.load_one(self.egress, &types).and_then(|()| self.load_one(self.ingress, &types)) {
+        if let Err(reason) =
+            self.load_one(self.egress, &types).and_then(|()| self.load_one(self.ingress, &types))
+        {
             if reason.kind == Kind::NotPermitted {
                 return Err(reason);
             }
             (self.egress, self.ingress) = ("limit_egress_old", "limit_ingress_old");
             // The first reason is the one that counts: the old form asks for less.
-            self.load_one(self.egress, &types).and_then(|()| self.load_one(self.ingress, &types)).map_err(|_| reason)?;
+            self.load_one(self.egress, &types)
+                .and_then(|()| self.load_one(self.ingress, &types))
+                .map_err(|_| reason)?;
         }
-        let complete = ADOPTERS.iter().position(|set| set.iter().all(|name| self.load_one(name, &types).is_ok()));
+        let complete =
+            ADOPTERS.iter().position(|set| set.iter().all(|name| self.load_one(name, &types).is_ok()));
         match complete {
             Some(0) => {}
             Some(_) => self.degraded.push(
@@ -174,12 +185,17 @@ impl Loaded {
             Program::Iter(program) => program.load("task_file", types),
             _ => return Err(Error::failed(format!("the eBPF object's program {name} has an unknown type"))),
         };
-        loaded.or_else(|cause| if matches!(cause, ProgramError::AlreadyLoaded) { Ok(()) } else { Err(refusal(name, &cause)) })
+        loaded.or_else(|cause| {
+            if matches!(cause, ProgramError::AlreadyLoaded) { Ok(()) } else { Err(refusal(name, &cause)) }
+        })
     }
 
     fn program_fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
-        let program = self.ebpf.program(name).ok_or_else(|| Error::failed(format!("no eBPF program {name}")))?;
-        let fd = program.fd().map_err(|cause| Error::caused(Kind::Failed, format!("use eBPF program {name}"), &cause))?;
+        let program =
+            self.ebpf.program(name).ok_or_else(|| Error::failed(format!("no eBPF program {name}")))?;
+        let fd = program
+            .fd()
+            .map_err(|cause| Error::caused(Kind::Failed, format!("use eBPF program {name}"), &cause))?;
         Ok(fd.as_fd())
     }
 
@@ -206,10 +222,9 @@ impl Loaded {
         let Some(Program::BtfTracePoint(program)) = self.ebpf.program_mut(name) else {
             return Err(Error::failed(format!("the eBPF object has no tracepoint program {name}")));
         };
-        program
-            .attach()
-            .map(drop)
-            .map_err(|cause| Error::caused(Kind::Failed, format!("attach {name} to {}", tracepoint_of(name)), &cause))
+        program.attach().map(drop).map_err(|cause| {
+            Error::caused(Kind::Failed, format!("attach {name} to {}", tracepoint_of(name)), &cause)
+        })
     }
 
     /// Starts to watch who uses shared sockets. Costs something on every send and receive of the host, so it
@@ -271,7 +286,11 @@ impl Loaded {
         };
         let (found, _) = sys::run_once(self.program_fd("change_bucket")?, bytes, 1)
             .context("run the eBPF program change_bucket")?;
-        if found == 1 { Ok(()) } else { Err(Error::new(Kind::NotFound, "change a bucket: the limit has none")) }
+        if found == 1 {
+            Ok(())
+        } else {
+            Err(Error::new(Kind::NotFound, "change a bucket: the limit has none"))
+        }
     }
 
     /// Ids of our limiters.
@@ -298,8 +317,11 @@ impl Loaded {
 
     /// The events, taken out once for good.
     pub fn take_events(&mut self) -> Result<Events> {
-        let map = self.ebpf.take_map("EVENTS").ok_or_else(|| Error::failed("the eBPF events are taken already"))?;
-        RingBuf::try_from(map).map(Events).map_err(|cause| Error::caused(Kind::Failed, "open the eBPF events", &cause))
+        let map =
+            self.ebpf.take_map("EVENTS").ok_or_else(|| Error::failed("the eBPF events are taken already"))?;
+        RingBuf::try_from(map)
+            .map(Events)
+            .map_err(|cause| Error::caused(Kind::Failed, "open the eBPF events", &cause))
     }
 }
 
@@ -353,7 +375,10 @@ fn refusal(name: &str, cause: &ProgramError) -> Error {
     if io_error.kind() == io::ErrorKind::PermissionDenied && io_error.raw_os_error() == Some(libc::EPERM) {
         return Error::caused(
             Kind::NotPermitted,
-            format!("load eBPF program {name}: the kernel does not permit it, lockdown or a missing capability ({})", caps::mend(&caps::FOR_EBPF)),
+            format!(
+                "load eBPF program {name}: the kernel does not permit it, lockdown or a missing capability ({})",
+                caps::mend(&caps::FOR_EBPF)
+            ),
             io_error,
         );
     }

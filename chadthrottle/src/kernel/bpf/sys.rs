@@ -103,7 +103,11 @@ fn bpf_fd<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
 }
 
 /// Attaches a program to a cgroup; it stays as long as the returned link is open. Coexists with others'.
-pub fn attach_to_cgroup(program: BorrowedFd<'_>, cgroup: BorrowedFd<'_>, hook: CgroupHook) -> io::Result<OwnedFd> {
+pub fn attach_to_cgroup(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    hook: CgroupHook,
+) -> io::Result<OwnedFd> {
     bpf_fd(
         BPF_LINK_CREATE,
         &mut LinkCreate {
