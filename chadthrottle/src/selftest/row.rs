@@ -1,6 +1,6 @@
 //! One measurement: a transfer at full speed, limited while it runs, and let go again.
 
-use std::{fmt, path::Path};
+use std::{fmt, path::Path, process::Command};
 
 use nix::sys::signal::Signal;
 use serde::Serialize;
@@ -177,8 +177,7 @@ pub fn measure(stage: &Stage<'_>, backend: &'static str, direction: Direction) -
         reason: None,
     };
 
-    let mut call =
-        Call::spawn(stage.program, Place::default(), &limit(stage, backend, direction, client.pid()))?;
+    let mut call = Call::spawn(limit(stage, backend, direction, client.pid()), Place::default())?;
     let from = match call.await_message("limited") {
         Ok((time, _)) => time,
         Err(error) => {
@@ -208,19 +207,14 @@ pub fn measure(stage: &Stage<'_>, backend: &'static str, direction: Direction) -
 }
 
 /// The call that a user would make.
-fn limit(stage: &Stage<'_>, backend: &str, direction: Direction, pid: u32) -> Vec<String> {
-    vec![
-        "limit".into(),
-        format!("pid:{pid}"),
-        format!("--{direction}-limit"),
-        LIMIT.to_string(),
-        format!("--{direction}-backend"),
-        backend.into(),
-        "--cgroup-root".into(),
-        stage.workplace.cgroup().display().to_string(),
-        "--runtime-dir".into(),
-        stage.workplace.runtime_dir().display().to_string(),
-    ]
+fn limit(stage: &Stage<'_>, backend: &str, direction: Direction, pid: u32) -> Command {
+    let mut command = Command::new(stage.program);
+    command.args(["limit", &format!("pid:{pid}")]);
+    command.args([&format!("--{direction}-limit"), &LIMIT.to_string()]);
+    command.args([&format!("--{direction}-backend"), backend]);
+    command.arg("--cgroup-root").arg(stage.workplace.cgroup());
+    command.arg("--runtime-dir").arg(stage.workplace.runtime_dir());
+    command
 }
 
 /// `None`: it holds; otherwise why not.
