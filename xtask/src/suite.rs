@@ -39,6 +39,9 @@ pub fn run(options: &Options) -> Result<()> {
         if counts.passed == 0 {
             failed.push("root and namespace tests: none ran");
         }
+        if counts.ignored > 0 {
+            failed.push("root and namespace tests: some were skipped");
+        }
         format!("root and namespace tests: {counts}")
     } else {
         "root and namespace tests SKIPPED: they load eBPF programs and make network namespaces, which only root may; \

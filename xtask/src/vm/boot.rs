@@ -26,9 +26,10 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Tests ran, and none failed.
+    /// Tests ran, none failed, and none was skipped.
     pub fn passed(&self) -> bool {
-        self.exit == Some(0) && self.counts.is_some_and(|counts| counts.passed > 0 && counts.failed == 0)
+        let counts = self.counts.unwrap_or_default();
+        self.exit == Some(0) && counts.passed > 0 && counts.failed == 0 && counts.ignored == 0
     }
 
     fn learn(&mut self, line: &str) {

@@ -175,11 +175,11 @@ impl<'a> Apt<'a> {
             "--no-suggests",
             package,
         ]))?;
-        let parts = depends.lines().filter_map(|line| line.trim().strip_prefix("Depends: ")).filter(|name| {
-            name.starts_with("linux-binary-")
-                || name.starts_with("linux-modules-")
-                || name.starts_with("linux-image-")
-        });
+        let release = package.trim_start_matches("linux-image-");
+        let parts = depends
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("Depends: "))
+            .filter(|name| name.starts_with("linux-") && name.ends_with(release));
         Ok(parts.map(Into::into).chain([package.to_owned()]).collect())
     }
 }
