@@ -48,7 +48,8 @@ impl TryFrom<u64> for Rate {
     type Error = String;
 
     fn try_from(bytes_per_second: u64) -> Result<Self, String> {
-        Self::new(bytes_per_second).ok_or_else(|| format!("a rate of {bytes_per_second} bytes/s is out of range"))
+        Self::new(bytes_per_second)
+            .ok_or_else(|| format!("a rate of {bytes_per_second} bytes/s is out of range"))
     }
 }
 
@@ -74,8 +75,12 @@ impl fmt::Display for Rate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const BYTES: [(u64, &str); 4] =
             [(1_000_000_000_000, "TB/s"), (1_000_000_000, "GB/s"), (1_000_000, "MB/s"), (1_000, "KB/s")];
-        const BITS: [(u64, &str); 4] =
-            [(1_000_000_000_000, "Tbit/s"), (1_000_000_000, "Gbit/s"), (1_000_000, "Mbit/s"), (1_000, "kbit/s")];
+        const BITS: [(u64, &str); 4] = [
+            (1_000_000_000_000, "Tbit/s"),
+            (1_000_000_000, "Gbit/s"),
+            (1_000_000, "Mbit/s"),
+            (1_000, "kbit/s"),
+        ];
         f.pad(&format!("{} ({})", exact(self.0, &BYTES), exact(self.0 * 8, &BITS)))
     }
 }
@@ -145,7 +150,8 @@ impl Decimal {
         let huge = whole.len() > MOST_DIGITS;
         let whole = if huge { "" } else { whole };
         let fraction = &fraction[..fraction.len().min(MOST_DECIMALS)];
-        let mantissa = whole.bytes().chain(fraction.bytes()).fold(0, |sum, digit| sum * 10 + u128::from(digit - b'0'));
+        let mantissa =
+            whole.bytes().chain(fraction.bytes()).fold(0, |sum, digit| sum * 10 + u128::from(digit - b'0'));
         Some(Self { mantissa, decimals: fraction.len() as u32, huge })
     }
 
