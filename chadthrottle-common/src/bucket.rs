@@ -36,8 +36,15 @@ pub const TICKS_PER_SECOND: u64 = TICKS_PER_NS * 1_000_000_000;
 /// Largest length that [`cost`] tells apart, in bytes. A GSO buffer has at most 512 KiB (BIG TCP).
 pub const MAX_LENGTH: u64 = 1 << 27;
 
-/// Debt up to which small TCP packets pass: what a full GSO buffer costs, and this on top, in ticks.
+/// Small TCP packets pass while the debt is below what a full GSO buffer costs, and this on top, in ticks.
 pub const SMALL_SLACK: u64 = 50_000_000 * TICKS_PER_NS;
+
+/// Packets that open or close a TCP connection pass while the debt is below what this many GSO buffers cost
+/// (each CPU may have let one pass at the same time), and [`URGENT_SLACK`] on top.
+pub const URGENT_BUFFERS: u64 = 3;
+
+/// See [`URGENT_BUFFERS`]; in ticks.
+pub const URGENT_SLACK: u64 = 200_000_000 * TICKS_PER_NS;
 
 /// Bytes of the largest GSO buffer with the headers of all its segments.
 pub const GSO_BYTES: u64 = 68_000;
@@ -71,10 +78,10 @@ pub fn ticks(now_ns: u64, epoch_ns: u64) -> u64 {
     now_ns.saturating_sub(epoch_ns).wrapping_mul(TICKS_PER_NS)
 }
 
-/// Whether a packet may pass: no debt, or for a small TCP packet not too much of it.
+/// Whether a packet may pass that tolerates so much debt, in ticks: none for ordinary packets.
 #[inline(always)]
-pub fn has_room(virtual_time: u64, now: u64, small: bool, small_ticks: u64) -> bool {
-    virtual_time <= if small { now.saturating_add(small_ticks) } else { now }
+pub fn has_room(virtual_time: u64, now: u64, tolerated: u64) -> bool {
+    virtual_time <= now.saturating_add(tolerated)
 }
 
 /// Charges `cost` to a bucket whose virtual time was seen as `seen`.
@@ -97,7 +104,7 @@ pub fn token_bucket_allow(
     capacity_ticks: u64,
 ) -> bool {
     let seen = word.load();
-    if !has_room(seen, now, false, 0) {
+    if !has_room(seen, now, 0) {
         return false;
     }
     charge(word, seen, now, cost(bytes, rate), capacity_ticks);
@@ -105,25 +112,43 @@ pub fn token_bucket_allow(
 }
 
 impl TokenBucket {
-    /// A bucket without credit or debt at `now_ns`. `rate` in bytes/s (0: not limited), `capacity` in bytes.
-    pub fn empty(rate: u64, capacity: u64, now_ns: u64) -> Self {
-        let (capacity_ticks, small_ticks) = match NonZeroU64::new(rate) {
-            Some(rate) => (span(capacity, rate), cost(GSO_BYTES, rate) + SMALL_SLACK),
-            None => (0, 0),
+    /// A bucket without credit or debt at `now_ns`. `rate` in bytes/s (0: not limited), `capacity` in bytes,
+    /// `epoch_ns` not after `now_ns`.
+    pub fn empty(rate: u64, capacity: u64, epoch_ns: u64, now_ns: u64) -> Self {
+        let bucket = Self {
+            capacity,
+            rate_bps: rate,
+            epoch_ns,
+            virtual_time: ticks(now_ns, epoch_ns),
+            ..Self::default()
         };
-        Self { capacity, rate_bps: rate, virtual_time: 0, capacity_ticks, small_ticks, epoch_ns: now_ns }
+        let Some(rate) = NonZeroU64::new(rate) else { return bucket };
+        Self {
+            capacity_ticks: span(capacity, rate),
+            small_ticks: cost(GSO_BYTES, rate) + SMALL_SLACK,
+            urgent_ticks: cost(GSO_BYTES, rate) * URGENT_BUFFERS + URGENT_SLACK,
+            ..bucket
+        }
     }
 
-    /// The same bucket at another rate: credit and debt stay what they are in time.
-    pub fn at_rate(self, rate: u64, capacity: u64) -> Self {
-        let fresh = Self::empty(rate, capacity, self.epoch_ns);
-        Self { virtual_time: self.virtual_time, ..fresh }
+    /// What to add (wrapping) to the virtual time when this bucket changes to `rate` at `now_ns`, so that
+    /// debt and credit stay what they are in bytes. From or to no rate: the bucket starts empty.
+    pub fn shift_to(&self, rate: u64, now_ns: u64) -> u64 {
+        let now = i128::from(ticks(now_ns, self.epoch_ns));
+        let ahead = i128::from(self.virtual_time) - now;
+        let ahead = ahead.max(-i128::from(self.capacity_ticks));
+        let scaled = match rate {
+            0 => 0,
+            rate => ahead * i128::from(self.rate_bps) / i128::from(rate),
+        };
+        // Not before the epoch; and as the kernel adds it, modulo 2^64.
+        ((now + scaled).max(0) - i128::from(self.virtual_time)) as u64
     }
 
     /// Tokens of the classic algorithm at `now_ns`, in bytes: negative while in debt.
     pub fn tokens(&self, now_ns: u64) -> i64 {
-        let ahead = i128::from(ticks(now_ns, self.epoch_ns)) - i128::from(self.virtual_time);
-        let ticks = ahead.min(i128::from(self.capacity_ticks));
+        let behind = i128::from(ticks(now_ns, self.epoch_ns)) - i128::from(self.virtual_time);
+        let ticks = behind.min(i128::from(self.capacity_ticks));
         let bytes = ticks * i128::from(self.rate_bps) / i128::from(TICKS_PER_SECOND);
         bytes.clamp(i128::from(i64::MIN), i128::from(i64::MAX)) as i64
     }

@@ -21,7 +21,6 @@ macro_rules! globals {
 
 globals! {
     TASK_TGID,
-    TASK_PID,
     TASK_SIGNAL,
     SIGNAL_LIVE,
     SOCKET_SK,

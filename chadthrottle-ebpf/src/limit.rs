@@ -1,4 +1,5 @@
-//! A packet at its socket's hook: which limits hold it, and may it pass.
+//! A packet at its socket's hook: which limits hold it, and may it pass. And the one way to change a
+//! bucket in use.
 
 use core::num::NonZeroU64;
 
@@ -9,7 +10,10 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use chadthrottle_common::{
-    abi::{DOWNLOAD, MAX_NESTED, TAG_LISTENER, TAG_SHARED, Tag, ThrottleStats, TokenBucket, UPLOAD},
+    abi::{
+        BucketChange, DOWNLOAD, EVENT_ACCEPTED, Event, MAX_NESTED, TAG_LISTENER, TAG_SHARED, TAG_TOLD, Tag,
+        ThrottleStats, TokenBucket, UPLOAD,
+    },
     bucket::{SMALL_PACKET, Word, charge, cost, has_room, ticks},
     wire::Wire,
 };
@@ -17,7 +21,7 @@ use chadthrottle_common::{
 use crate::{
     atomic::{self, MapWord},
     kernel::global,
-    maps::{CGROUP_BUCKETS, CGROUP_STATS, TAGS, live_state, resolve},
+    maps::{CGROUP_BUCKETS, CGROUP_STATS, EVENTS, TAGS, live_state, resolve},
     packet,
 };
 
@@ -28,6 +32,7 @@ const PASS: i32 = 1;
 const DROP_AND_SLOW_DOWN: i32 = 2;
 
 const IPPROTO_TCP: u32 = 6;
+const TCP_LISTEN: u32 = 10;
 
 #[inline(always)]
 unsafe fn tag_of(socket: *mut bpf_sock) -> Option<&'static mut Tag> {
@@ -41,7 +46,25 @@ unsafe fn tag_of(socket: *mut bpf_sock) -> Option<&'static mut Tag> {
             return None;
         }
         let above = bpf_skc_to_mptcp_sock(socket.cast());
-        if above.is_null() { None } else { TAGS.get(above.cast()) }
+        if above.is_null() {
+            return None;
+        }
+        let tag = *TAGS.get(above.cast())?;
+        // A copy on the subflow makes the next packet cheap, and is what a connection inherits that a
+        // listener accepts from a client without MPTCP: that one has no socket above it.
+        let own = TAGS.get_or_create(socket.cast())?;
+        *own = tag;
+        Some(own)
+    }
+}
+
+/// A connection from a listener that several processes share, which none has claimed yet: tells the
+/// owner, once, so that it looks who holds it.
+#[inline(always)]
+fn tell_owner(tag: &mut Tag) {
+    if tag.flags & TAG_TOLD == 0 {
+        tag.flags |= TAG_TOLD;
+        let _ = EVENTS.output::<Event>(Event { kind: EVENT_ACCEPTED, tgid: tag.tgid }, 0);
     }
 }
 
@@ -87,8 +110,14 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         let tag = tag_of(socket)?;
         let (state, now_ns) = live_state()?;
         resolve(tag, state.epoch);
-        let unused = TAG_SHARED | TAG_LISTENER;
-        if tag.limits[0] == 0 || tag.flags & unused == unused {
+        if tag.limits[0] == 0 {
+            return None;
+        }
+        let unclaimed = TAG_SHARED | TAG_LISTENER;
+        if tag.flags & unclaimed == unclaimed {
+            if (*socket).state != TCP_LISTEN {
+                tell_owner(tag);
+            }
             return None;
         }
         let tcp = (*socket).protocol == IPPROTO_TCP;
@@ -107,7 +136,9 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
             let Some(rate) = NonZeroU64::new((*bucket).rate_bps) else { continue };
             let now = ticks(now_ns, (*bucket).epoch_ns);
             let seen = MapWord::<CAS>(&raw mut (*bucket).virtual_time).load();
-            if has_room(seen, now, small, (*bucket).small_ticks) {
+            let passes = has_room(seen, now, if small { (*bucket).small_ticks } else { 0 })
+                || small && has_room(seen, now, (*bucket).urgent_ticks) && packet::is_urgent(ctx);
+            if passes {
                 *held = Some(Held { bucket, rate, now, seen });
             } else {
                 room = false;
@@ -115,6 +146,7 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
             }
         }
         if !room {
+            // TCP keeps a segment that was refused and tries again; UDP's sender must not see an error.
             return Some(if direction == UPLOAD && !tcp { DROP_AND_SLOW_DOWN } else { DROP });
         }
         for (id, held) in tag.limits.iter().zip(&held) {
@@ -153,4 +185,25 @@ pub fn limit_egress_old(ctx: SkBuffContext) -> i32 {
 pub fn limit_ingress_old(ctx: SkBuffContext) -> i32 {
     // SAFETY: as above.
     unsafe { hold::<false>(&ctx, DOWNLOAD) }.unwrap_or(PASS)
+}
+
+/// Not attached anywhere: run by the owner, with a `BucketChange` for a packet, to give a bucket that
+/// packets are using another rate. Returns 1 when there is such a bucket.
+#[cgroup_skb(ingress)]
+pub fn change_bucket(ctx: SkBuffContext) -> i32 {
+    let Ok(change) = ctx.load::<BucketChange>(0) else { return 0 };
+    let Some(pair) = CGROUP_BUCKETS.get_ptr_mut(change.id) else { return 0 };
+    // SAFETY: a map value of two elements; one field at a time, each of which a packet may see before
+    // the next: then one packet is judged by a mixture of the two rates.
+    unsafe {
+        let direction = if change.direction == UPLOAD as u64 { UPLOAD } else { DOWNLOAD };
+        let bucket = pair.cast::<TokenBucket>().add(direction);
+        (*bucket).capacity = change.bucket.capacity;
+        (*bucket).capacity_ticks = change.bucket.capacity_ticks;
+        (*bucket).small_ticks = change.bucket.small_ticks;
+        (*bucket).urgent_ticks = change.bucket.urgent_ticks;
+        atomic::add(&raw mut (*bucket).virtual_time, change.shift);
+        (*bucket).rate_bps = change.bucket.rate_bps;
+    }
+    1
 }

@@ -22,24 +22,37 @@ fn load_u8(ctx: &SkBuffContext, at: u32) -> Option<u8> {
     (status == 0).then_some(byte)
 }
 
+/// Protocol and place of the transport header.
+#[inline(always)]
+fn transport(ctx: &SkBuffContext) -> Option<(u8, u32)> {
+    let first = load_u8(ctx, 0)?;
+    if first >> 4 != 6 {
+        return Some((load_u8(ctx, 9)?, u32::from(first & 15) * 4));
+    }
+    let mut protocol = load_u8(ctx, 6)?;
+    let mut at = 40;
+    for _ in 0..MAX_EXTENSIONS {
+        if protocol != HOP_BY_HOP && protocol != ROUTING && protocol != DESTINATION {
+            break;
+        }
+        protocol = load_u8(ctx, at)?;
+        at += (u32::from(load_u8(ctx, at + 1)?) + 1) * 8;
+    }
+    Some((protocol, at))
+}
+
+/// Whether a TCP packet opens, closes or resets its connection.
+#[inline(always)]
+pub fn is_urgent(ctx: &SkBuffContext) -> bool {
+    const FIN_SYN_RST: u8 = 0b111;
+    let flags = transport(ctx).and_then(|(_, at)| load_u8(ctx, at + 13));
+    flags.is_some_and(|flags| flags & FIN_SYN_RST != 0)
+}
+
 /// Bytes of IP and transport header, which every segment of a GSO buffer repeats.
 #[inline(always)]
 fn header_bytes(ctx: &SkBuffContext) -> Option<u32> {
-    let first = load_u8(ctx, 0)?;
-    let (protocol, ip) = if first >> 4 == 6 {
-        let mut protocol = load_u8(ctx, 6)?;
-        let mut at = 40;
-        for _ in 0..MAX_EXTENSIONS {
-            if protocol != HOP_BY_HOP && protocol != ROUTING && protocol != DESTINATION {
-                break;
-            }
-            protocol = load_u8(ctx, at)?;
-            at += (u32::from(load_u8(ctx, at + 1)?) + 1) * 8;
-        }
-        (protocol, at)
-    } else {
-        (load_u8(ctx, 9)?, u32::from(first & 15) * 4)
-    };
+    let (protocol, ip) = transport(ctx)?;
     let transport = match protocol {
         TCP => u32::from(load_u8(ctx, ip + 12)? >> 4) * 4,
         UDP => 8,

@@ -3,7 +3,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::{helpers::bpf_ktime_get_ns, macros::btf_tracepoint, programs::BtfTracePointContext};
-use chadthrottle_common::abi::{ExitEvent, ProcessEntry};
+use chadthrottle_common::abi::{EVENT_EXIT, Event, ProcessEntry};
 
 use crate::{
     atomic,
@@ -41,15 +41,16 @@ pub fn follow_exit(ctx: BtfTracePointContext) -> i32 {
     unsafe {
         let task: *const c_void = ctx.arg(0);
         let tgid: u32 = field(task, global::TASK_TGID());
-        let Some(entry) = PROCESSES.get(tgid) else { return 0 };
+        if PROCESSES.get(tgid).is_none() {
+            return 0;
+        }
         let signal: *const c_void = field(task, global::TASK_SIGNAL());
         if field::<i32>(signal, global::SIGNAL_LIVE()) != 0 {
             return 0;
         }
-        let event = ExitEvent { tgid, reserved: 0, limits: entry.limits };
         let _ = PROCESSES.remove(tgid);
         // A full buffer loses the event; the owner also looks once a second.
-        let _ = EVENTS.output::<ExitEvent>(event, 0);
+        let _ = EVENTS.output::<Event>(Event { kind: EVENT_EXIT, tgid }, 0);
     }
     0
 }

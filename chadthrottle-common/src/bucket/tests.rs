@@ -75,7 +75,7 @@ proptest! {
     ) {
         let nonzero = NonZeroU64::new(rate).unwrap();
         let capacity = rate * capacity_ms / 1_000;
-        let bucket = TokenBucket::empty(rate, capacity, 5);
+        let bucket = TokenBucket::empty(rate, capacity, 5, 5);
         let word = AtomicU64::new(0);
         let mut classic = Classic { tokens: 0, last: 0, rate, capacity };
         let mut now_ns = 5u64;
@@ -109,7 +109,7 @@ proptest! {
     ) {
         let nonzero = NonZeroU64::new(rate).unwrap();
         let capacity = rate * capacity_ms / 1_000;
-        let bucket = TokenBucket::empty(rate, capacity, 0);
+        let bucket = TokenBucket::empty(rate, capacity, 0, 0);
         let word = AtomicU64::new(0);
         let (mut now_ns, mut passed) = (0u64, 0u128);
         for (step, bytes) in &packets {
@@ -131,9 +131,10 @@ proptest! {
         rate in 1u64.., capacity in any::<u64>(), epoch in any::<u64>(),
     ) {
         let rate = NonZeroU64::new(rate).unwrap();
-        let bucket = TokenBucket::empty(rate.get(), capacity, epoch);
+        let bucket = TokenBucket::empty(rate.get(), capacity, epoch, now);
         prop_assert!(cost(bytes, rate) <= MAX_LENGTH * TICKS_PER_SECOND);
         bucket.tokens(now);
+        bucket.shift_to(rate.get(), now);
         let now = ticks(now, epoch);
         if seen > now {
             let word = AtomicU64::new(seen);
@@ -145,7 +146,7 @@ proptest! {
     /// The derived tokens are those of the classic algorithm.
     #[test]
     fn tokens_are_the_classic_ones(rate in rate(), idle_ns in 0u64..10_000_000_000, bytes in 0u64..65_536) {
-        let mut bucket = TokenBucket::empty(rate, rate, 0);
+        let mut bucket = TokenBucket::empty(rate, rate, 0, 0);
         bucket.virtual_time = cost(bytes, NonZeroU64::new(rate).unwrap());
         let earned = (u128::from(rate) * u128::from(idle_ns) / 1_000_000_000) as i128;
         let exact = (earned - i128::from(bytes)).min(i128::from(rate));
@@ -158,7 +159,7 @@ proptest! {
 #[test]
 fn two_cpus_pass_no_more_than_the_rate() {
     let rate = NonZeroU64::new(50_000_000).unwrap();
-    let bucket = TokenBucket::empty(rate.get(), rate.get() * 3 / 10, 0);
+    let bucket = TokenBucket::empty(rate.get(), rate.get() * 3 / 10, 0, 0);
     let word = AtomicU64::new(0);
     let clock = AtomicU64::new(0);
     let passed = AtomicU64::new(0);
@@ -189,13 +190,13 @@ fn two_cpus_pass_no_more_than_the_rate() {
 #[test]
 fn a_flood_of_small_packets_stays_within_a_tenth() {
     let rate = NonZeroU64::new(1_000_000).unwrap();
-    let bucket = TokenBucket::empty(rate.get(), 300_000, 0);
+    let bucket = TokenBucket::empty(rate.get(), 300_000, 0, 0);
     let word = AtomicU64::new(0);
     let mut passed = 0;
     for now_ns in (0..10_000_000_000u64).step_by(10_000) {
         let now = ticks(now_ns, 0);
         let seen = word.load(SeqCst);
-        if has_room(seen, now, true, bucket.small_ticks) {
+        if has_room(seen, now, bucket.small_ticks) {
             charge(&word, seen, now, cost(60, rate), bucket.capacity_ticks);
             passed += 60;
         }
@@ -204,9 +205,24 @@ fn a_flood_of_small_packets_stays_within_a_tenth() {
 }
 
 #[test]
-fn a_new_rate_keeps_the_debt_in_time() {
-    let bucket = TokenBucket::empty(1_000_000, 300_000, 0);
-    let bucket = TokenBucket { virtual_time: TICKS_PER_SECOND, ..bucket };
-    assert_eq!(bucket.tokens(0), -1_000_000);
-    assert_eq!(bucket.at_rate(2_000_000, 600_000).tokens(0), -2_000_000);
+fn a_new_rate_keeps_debt_and_credit_in_bytes() {
+    const SECOND: u64 = 1_000_000_000;
+    let now = 7 * SECOND;
+    for (rate, other) in [(1_000, 10_000_000), (10_000_000, 1_000), (1_000_000, 1_000_000)] {
+        for before in [3 * SECOND, 20 * SECOND] {
+            let bucket =
+                TokenBucket { virtual_time: before * TICKS_PER_NS, ..TokenBucket::empty(rate, rate, 0, 0) };
+            let tokens = bucket.tokens(now);
+            let after = TokenBucket {
+                virtual_time: bucket.virtual_time.wrapping_add(bucket.shift_to(other, now)),
+                ..TokenBucket::empty(other, other, 0, 0)
+            };
+            let expected = tokens.min(other as i64);
+            assert!(
+                (after.tokens(now) - expected).abs() <= 1,
+                "{rate} -> {other}: {tokens} -> {}",
+                after.tokens(now)
+            );
+        }
+    }
 }
