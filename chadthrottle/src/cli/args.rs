@@ -5,6 +5,7 @@
 
 use std::{
     ffi::OsString,
+    os::fd::RawFd,
     path::{Path, PathBuf},
 };
 
@@ -144,10 +145,10 @@ pub enum Command {
     Selftest(Json),
     /// The process that holds the limits; started when needed
     #[command(hide = true)]
-    Owner(Verbatim),
+    Owner(Owner),
     /// Cleans up when the owner was killed
     #[command(hide = true)]
-    Janitor(Verbatim),
+    Janitor(Janitor),
     /// Sender and receiver of the self-test and the tests
     #[command(hide = true, disable_help_flag = true)]
     Traffic(Verbatim),
@@ -192,6 +193,22 @@ pub struct Json {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `owner`.
+#[derive(Debug, clap::Args)]
+pub struct Owner {
+    /// Descriptor to say on how the start went
+    #[arg(long)]
+    pub ready_fd: Option<RawFd>,
+}
+
+/// Arguments of `janitor`.
+#[derive(Debug, clap::Args)]
+pub struct Janitor {
+    /// Descriptor that knows the owner's process
+    #[arg(long)]
+    pub owner_pidfd: RawFd,
 }
 
 /// Arguments that another room reads.

@@ -14,7 +14,7 @@ use crate::{
 
 /// `chadthrottle --list-backends`.
 pub fn list(global: &Global) -> Result<u8> {
-    let site = resolve::site(global);
+    let site = resolve::site(global)?;
     let reports: Vec<_> = DRIVERS.iter().map(|driver| look(driver, &site, false)).collect();
     output::result(&output::backends::list(&reports))?;
     Ok(0)
@@ -27,7 +27,7 @@ pub fn doctor(global: &Global, args: &Json) -> Result<u8> {
         backends: Vec<BackendReport>,
     }
 
-    let site = resolve::site(global);
+    let site = resolve::site(global)?;
     let backends: Vec<_> = DRIVERS.iter().map(|driver| look(driver, &site, true)).collect();
     if args.json {
         output::json("doctor", &Report { backends })?;

@@ -2,18 +2,19 @@
 
 use std::ffi::OsString;
 
-use caps::{CapSet, Capability};
+use crate::{
+    error::{Error, Kind},
+    kernel::caps,
+    model::text::escape,
+};
 
-use crate::model::text::escape;
-
-/// What limiting takes.
-const NEEDED: [Capability; 3] = [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
-
-/// Names the missing capabilities and the sudo line; `None` when this process has every right it could get.
-pub fn not_permitted(words: &[OsString]) -> Option<String> {
-    let effective = caps::read(None, CapSet::Effective).ok()?;
-    let missing: Vec<_> =
-        NEEDED.iter().filter(|needed| !effective.contains(needed)).map(ToString::to_string).collect();
+/// For an error that tells of a missing right: the missing capabilities and the same call under sudo. `None` where
+/// the error says it all, and where this process has every right it could get.
+pub fn mend(error: &Error, words: &[OsString]) -> Option<String> {
+    if error.kind != Kind::NotPermitted || error.to_string().contains("sudo ") {
+        return None;
+    }
+    let missing: Vec<_> = caps::missing(&caps::FOR_EBPF).iter().map(ToString::to_string).collect();
     let missing = (!missing.is_empty()).then(|| format!("missing: {}", missing.join(", ")));
     let line = (!nix::unistd::geteuid().is_root()).then(|| format!("as root: {}", sudo_line(words)));
     match (missing, line) {

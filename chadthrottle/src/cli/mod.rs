@@ -42,7 +42,7 @@ pub fn main() -> ExitCode {
     match execute(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let hint = (error.kind == Kind::NotPermitted).then(|| hint::not_permitted(&words)).flatten();
+            let hint = hint::mend(&error, &words);
             output::error(&error, hint.as_deref());
             ExitCode::from(match error.kind {
                 Kind::Usage => Kind::Usage.exit_code(),
@@ -88,9 +88,9 @@ fn execute(args: Args) -> Result<u8> {
         Command::Doctor(args) => backends::doctor(&global, &args),
         Command::Selftest(args) => selftest(&global, &args),
         Command::Owner(args) => {
-            owner::server::main(global.runtime_dir(), &resolve::site(&global), &args.args)
+            owner::server::main(global.runtime_dir(), &resolve::site(&global)?, args.ready_fd).map(|()| 0)
         }
-        Command::Janitor(args) => owner::janitor::main(global.runtime_dir(), &args.args),
+        Command::Janitor(args) => owner::janitor::main(global.runtime_dir(), args.owner_pidfd).map(|()| 0),
         Command::Traffic(args) => selftest::traffic::main(&args.args).map(|()| 0),
     }
 }
@@ -100,7 +100,7 @@ fn selftest(global: &Global, args: &Json) -> Result<u8> {
     let options = selftest::Options {
         json: args.json,
         runtime_dir: global.runtime_dir.clone(),
-        cgroup_root: global.cgroup_root.clone(),
+        cgroup_root: resolve::site(global)?.cgroup_root,
     };
     let held = selftest::main(&options)?;
     Ok(if held { 0 } else { Kind::Failed.exit_code() })

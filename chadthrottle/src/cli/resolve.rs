@@ -1,9 +1,11 @@
 //! From arguments to what they mean. All refusals are [`Kind::Usage`].
 
+use std::path::PathBuf;
+
 use crate::{
     backend::{self, Site},
     cli::args::{Duration, Global, Rates},
-    error::{Error, Kind, Result},
+    error::{Context, Error, Kind, Result},
     model::{Direction, PerDirection, Rate, Target, text::quote},
     owner::protocol::LimitRequest,
 };
@@ -23,7 +25,7 @@ pub fn request(global: &Global, rates: &Rates, targets: Vec<Target>) -> Result<L
         partial: global.partial,
         duration: None,
         detach: false,
-        site: site(global),
+        site: site(global)?,
     })
 }
 
@@ -82,9 +84,12 @@ pub fn backends(global: &Global) -> Result<PerDirection<Option<String>>> {
     Ok(backends)
 }
 
-/// Where the backends work.
-pub fn site(global: &Global) -> Site {
-    Site { cgroup_root: global.cgroup_root.clone() }
+/// Where the backends work. The path is made absolute, for an owner that is at home elsewhere.
+pub fn site(global: &Global) -> Result<Site> {
+    let absolute = |path: &PathBuf| {
+        path.canonicalize().context(format!("find the cgroup root {}", quote(&path.to_string_lossy())))
+    };
+    Ok(Site { cgroup_root: global.cgroup_root.as_ref().map(absolute).transpose()? })
 }
 
 /// Seconds.

@@ -1,17 +1,11 @@
 //! A limit of this client's own: asking for it, hearing about it, giving it back.
 
-use std::{
-    os::fd::{AsFd, AsRawFd},
-    time::{Duration, Instant},
-};
+use std::{os::fd::AsFd, time::Duration};
 
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signalfd::siginfo,
-        socket::{Shutdown, shutdown},
-    },
+    sys::signalfd::siginfo,
 };
 
 use crate::{
@@ -62,7 +56,7 @@ pub fn wait(signals: &Signals, mut client: Option<&mut Client>, limit: &LimitRep
         if let Some(signal) = signals.next()? {
             return Ok(Wake::Signal(signal));
         }
-        let buffered = client.as_ref().is_some_and(|client| client.has_buffered());
+        let buffered = client.as_mut().is_some_and(|client| client.has_buffered());
         let readable = buffered || {
             let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             fds.extend(client.as_ref().map(|client| PollFd::new(client.as_fd(), PollFlags::POLLIN)));
@@ -113,28 +107,8 @@ pub fn owner_gone(limit: &LimitReport) -> String {
 
 /// Gives the limits of this connection back. When it returns they no longer hold, unless the owner
 /// takes more than a second; then they end as soon as it finds the connection closed.
-pub fn leave(mut client: Client) {
-    if let Err(error) = shutdown(client.as_fd().as_raw_fd(), Shutdown::Write) {
-        tracing::info!(%error, "the owner's connection is closed already");
-        return;
-    }
-    let deadline = Instant::now() + LEAVE;
-    loop {
-        if !client.has_buffered() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-            match poll(&mut [PollFd::new(client.as_fd(), PollFlags::POLLIN)], timeout) {
-                Err(Errno::EINTR) => continue,
-                Ok(1..) => {}
-                _ => {
-                    tracing::warn!("the owner did not confirm within a second that the limit has ended");
-                    return;
-                }
-            }
-        }
-        // What still comes concerns nobody; the end of the connection is the confirmation.
-        if !matches!(client.next_event(), Ok(Some(_))) {
-            return;
-        }
+pub fn leave(client: Client) {
+    if let Err(error) = client.close_and_wait(LEAVE) {
+        tracing::warn!("the end of the limit is not confirmed: {error}");
     }
 }

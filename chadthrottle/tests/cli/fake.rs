@@ -56,7 +56,7 @@ pub struct FakeOwner {
 impl FakeOwner {
     pub fn new(play: Play) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let listener = UnixListener::bind(dir.path().join("socket")).expect("a socket");
+        let listener = UnixListener::bind(dir.path().join("owner.sock")).expect("a socket");
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (play, all_seen) = (Arc::new(play), Arc::clone(&seen));
         // Ends with the test's process.

@@ -119,7 +119,7 @@ fn what_was_asked_for_arrives() {
             "--upload-backend",
             "ebpf",
             "--cgroup-root",
-            "/some/where",
+            "/proc/../tmp",
         ],
     ));
     assert_eq!((code, stdout.as_str()), (0, ""), "{stderr}");
@@ -134,7 +134,7 @@ fn what_was_asked_for_arrives() {
         (request.backends.upload.as_deref(), request.backends.download.as_deref()),
         (Some("ebpf"), None)
     );
-    assert_eq!(request.site.cgroup_root.as_deref(), Some("/some/where".as_ref()));
+    assert_eq!(request.site.cgroup_root.as_deref(), Some("/tmp".as_ref()));
 }
 
 #[test]
