@@ -56,7 +56,9 @@ impl Object {
     fn undo(&self, folder: &Path) -> Result<bool> {
         match self {
             Self::Cgroup { path } => {
-                let ours = path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+                let ours = path
+                    .file_name()
+                    .is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
                 if !ours || !path.is_absolute() {
                     return Err(Error::failed(format!("remove {self}: its name is none of ours")));
                 }
@@ -207,7 +209,9 @@ pub fn sweep(folder: &Path) -> Result<Swept> {
             Ok(text) => undo_all(&text, folder, &path, &mut swept),
             // Another sweep was here first.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => continue,
-            Err(cause) => swept.failed.extend(Err::<(), _>(cause).context(format!("read {}", path.display())).err()),
+            Err(cause) => {
+                swept.failed.extend(Err::<(), _>(cause).context(format!("read {}", path.display())).err())
+            }
         }
         if swept.failed.len() == failed_before {
             absent_is_fine(fs::remove_file(&path)).context(format!("remove {}", path.display()))?;
@@ -280,7 +284,11 @@ mod tests {
         let swept = sweep(folder.path()).unwrap();
         assert!(swept.removed.is_empty() && swept.failed.is_empty() && path.exists());
         drop(journal);
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2, "the journal stays while its object does");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            2,
+            "the journal stays while its object does"
+        );
     }
 
     #[test]
@@ -300,7 +308,8 @@ mod tests {
         let swept = sweep(folder.path()).unwrap();
         assert_eq!(swept.removed, [cgroup.to_string(), file.to_string()]);
         assert!(swept.failed.is_empty(), "{:?}", swept.failed);
-        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let left: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["kept"]);
     }
 

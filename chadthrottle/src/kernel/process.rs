@@ -104,13 +104,15 @@ impl Stat {
         let path = proc.join(pid.to_string()).join("stat");
         let text = match fs::read(&path) {
             Ok(text) => text,
-            Err(cause) if matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => return Ok(None),
+            Err(cause) if matches!(cause.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+                return Ok(None);
+            }
             Err(cause) => return Err(cause).context(format!("read {}", path.display())),
         };
         let text = String::from_utf8_lossy(&text);
-        Self::parse(&text)
-            .map(Some)
-            .ok_or_else(|| Error::failed(format!("{} has an unknown form: '{}'", path.display(), text.trim_end())))
+        Self::parse(&text).map(Some).ok_or_else(|| {
+            Error::failed(format!("{} has an unknown form: '{}'", path.display(), text.trim_end()))
+        })
     }
 
     /// The name stands in parentheses and may hold spaces and parentheses itself.
@@ -183,7 +185,8 @@ fn thread_group(proc: &Path, id: u32) -> Result<u32> {
 pub fn target(pid: u32) -> Result<String> {
     let stat = Stat::of_process(pid)?;
     if stat.flags & PF_KTHREAD != 0 {
-        let message = format!("{pid} ({}) is a kernel thread: it has no sockets that could be limited", stat.comm);
+        let message =
+            format!("{pid} ({}) is a kernel thread: it has no sockets that could be limited", stat.comm);
         return Err(Error::new(Kind::Usage, message));
     }
     Ok(stat.comm)

@@ -52,6 +52,8 @@ pub enum EscapeKind {
     UntrackedProcess,
     /// More passed than the limit allows.
     AboveLimit,
+    /// The live check itself fails, so that nobody can tell.
+    Unchecked,
 }
 
 /// Traffic got past a limit, or may have.
