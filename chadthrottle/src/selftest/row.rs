@@ -31,6 +31,8 @@ const WARM_UP: f64 = 0.2;
 const FREE: f64 = 0.4;
 /// Length of the measurement with the limit; its first second is measured apart.
 const LIMITED: f64 = 5.0;
+/// Longest that a report is waited for, from which the measurement with the limit begins.
+const LATE: f64 = 0.1;
 /// From the end of the limit to the measurement of the speed after it.
 const RECOVERY: f64 = 0.6;
 
@@ -91,7 +93,7 @@ impl Scenario {
     fn received(self, totals: &Totals) -> u64 {
         match self {
             Self::Udp => totals.rx + totals.rx_datagrams * DATAGRAM_HEADERS_V4,
-            Self::Tcp | Self::TcpEight | Self::TcpV6 => totals.rx,
+            Self::Tcp | Self::TcpEight | Self::TcpV6 => totals.arrived,
         }
     }
 }
@@ -187,7 +189,8 @@ pub fn measure(stage: &Stage<'_>, backend: &'static str, direction: Direction) -
         }
     };
     let again = retransmitted(from)?;
-    let meter = receiver.meter_at(from + LIMITED)?;
+    let meter = receiver.meter_at(from + LIMITED + LATE)?;
+    let from = meter.report_after(RUN, from);
     row.first_second = received(&meter, from, from + 1.0);
     row.measured = received(&meter, from + 1.0, from + LIMITED);
     row.retransmitted = retransmitted(from + LIMITED)?.saturating_sub(again);

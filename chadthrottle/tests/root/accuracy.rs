@@ -81,9 +81,10 @@ fn matrix(scene: &Scene, rate: u64, congestion: &str) -> Result<Finding> {
         let since = cell.limit.since;
         let receiver = cell.receiver(&server);
         let hook = (after - before) as f64 / (t1 - t0) / rate;
-        let got = received(receiver, cell.run, since + 1.0, since + 10.0)? / rate;
-        let first = received(receiver, cell.run, since, since + 1.0)? / rate;
-        let settled = received(receiver, cell.run, since + 0.1, since + 1.1)? / rate;
+        let meter = receiver.meter_at(since + 10.2)?;
+        let since = meter.report_after(cell.run, since);
+        let got = |from, to| meter.rate(cell.run, since + from, since + to, |totals| totals.arrived) / rate;
+        let (got, first, settled) = (got(1.0, 10.0), got(0.0, 1.0), got(0.1, 1.1));
         let line = format!(
             "{} {} connections: at the hook {hook:.3}, received {got:.3}, first second {first:.3}, \
              from 100 ms on {settled:.3}",
