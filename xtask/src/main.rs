@@ -1,8 +1,11 @@
 //! The project's own commands: `cargo xtask build-ebpf | test | vm`.
 
 mod apt;
+mod counts;
 mod ebpf;
 mod sh;
+mod suite;
+mod vm;
 
 use clap::{Parser, Subcommand};
 use std::{
@@ -21,11 +24,17 @@ struct Arguments {
 enum Command {
     /// Build the eBPF object that the binary embeds, and write down where it comes from
     BuildEbpf(ebpf::Options),
+    /// Run every test that this machine can run, and say which it cannot
+    Test(suite::Options),
+    /// Run the root tests on Debian's kernels, in QEMU
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::BuildEbpf(options) => ebpf::run(&options),
+        Command::Test(options) => suite::run(&options),
+        Command::Vm(options) => vm::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
