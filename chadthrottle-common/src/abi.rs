@@ -53,8 +53,26 @@ pub struct TokenBucket {
     pub capacity_ticks: u64,
     /// Debt up to which small TCP packets still pass, in ticks at `rate_bps`.
     pub small_ticks: u64,
+    /// Debt up to which packets that open or close a TCP connection still pass, in ticks at `rate_bps`.
+    pub urgent_ticks: u64,
     /// Zero of the virtual time, CLOCK_MONOTONIC ns.
     pub epoch_ns: u64,
+}
+
+/// New figures for a bucket in use, the packet that `change_bucket` is run with. A bucket is never
+/// written over by user space: programs in flight may be charging it, and the element that a map
+/// frees when it replaces one is the next one it hands out.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BucketChange {
+    /// Which limit.
+    pub id: u64,
+    /// [`UPLOAD`] or [`DOWNLOAD`].
+    pub direction: u64,
+    /// To be added to the virtual time, wrapping.
+    pub shift: u64,
+    /// As it shall be; its virtual time and epoch are not looked at.
+    pub bucket: TokenBucket,
 }
 
 /// One direction's counters since the limit was set. Map `CGROUP_STATS`, as `[_; 2]`.
@@ -97,12 +115,14 @@ pub const TAG_SHARED: u32 = 1;
 /// Set on a listening socket. An accepted socket inherits the bit with the tag: as long as it has it
 /// nobody used it yet.
 pub const TAG_LISTENER: u32 = 2;
+/// The owner was told that an accepted socket of unclear ownership is being used.
+pub const TAG_TOLD: u32 = 4;
 
 /// A process that is limited. Map `PROCESSES`, keyed by its tgid in the initial PID namespace.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ProcessEntry {
-    /// CLOCK_MONOTONIC ns at which the entry was made.
+    /// CLOCK_MONOTONIC ns at which the entry was made. It stays, with no limits, until the process ends.
     pub born: u64,
     /// Ids of its limits; zero ends the list.
     pub limits: [u64; MAX_NESTED],
@@ -128,17 +148,21 @@ pub struct Lost {
     pub sockets: u64,
 }
 
-/// Ring buffer `EVENTS`: a limited process ended.
+/// Entry of the ring buffer `EVENTS`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ExitEvent {
-    /// Its tgid in the initial PID namespace.
+pub struct Event {
+    /// [`EVENT_EXIT`] or [`EVENT_ACCEPTED`].
+    pub kind: u32,
+    /// The process, by its tgid in the initial PID namespace.
     pub tgid: u32,
-    /// Zero.
-    pub reserved: u32,
-    /// Its limits.
-    pub limits: [u64; MAX_NESTED],
 }
+
+/// A limited process ended.
+pub const EVENT_EXIT: u32 = 1;
+/// A connection accepted from a shared listener of this process carries traffic, and it is not known
+/// yet who holds it.
+pub const EVENT_ACCEPTED: u32 = 2;
 
 /// One line of the socket iterator: an open IPv4 or IPv6 socket of a limited process.
 #[repr(C)]
@@ -169,13 +193,14 @@ pub const RECORD_LISTENER: u32 = 4;
 
 const _: () = {
     assert!(size_of::<CgroupThrottleConfig>() == 32);
-    assert!(size_of::<TokenBucket>() == 48);
+    assert!(size_of::<TokenBucket>() == 56);
     assert!(size_of::<ThrottleStats>() == 48);
     assert!(size_of::<Tag>() == 56);
     assert!(size_of::<ProcessEntry>() == 40);
     assert!(size_of::<State>() == 16);
     assert!(size_of::<Lost>() == 16);
-    assert!(size_of::<ExitEvent>() == 40);
+    assert!(size_of::<Event>() == 8);
+    assert!(size_of::<BucketChange>() == 80);
     assert!(size_of::<SocketRecord>() == 40);
 };
 

@@ -1,2 +1,51 @@
-//! The project's own commands: `cargo xtask build-ebpf | test | vm | bench`.
-fn main() {}
+//! The project's own commands: `cargo xtask build-ebpf | test | vm`.
+
+mod apt;
+mod counts;
+mod ebpf;
+mod sh;
+mod suite;
+mod vm;
+
+use clap::{Parser, Subcommand};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "ChadThrottle's build and test commands")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Build the eBPF object that the binary embeds, and write down where it comes from
+    BuildEbpf(ebpf::Options),
+    /// Run every test that this machine can run, and say which it cannot
+    Test(suite::Options),
+    /// Run the root tests on Debian's kernels, in QEMU
+    Vm(vm::Options),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().command {
+        Command::BuildEbpf(options) => ebpf::run(&options),
+        Command::Test(options) => suite::run(&options),
+        Command::Vm(options) => vm::run(&options),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The root of the checkout that this binary was built from.
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_owned()
+}

@@ -233,6 +233,13 @@ pub fn descendants(proc: &Path, pid: u32) -> Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Whether this process sees the ids that the kernel's own programs see.
+pub fn in_initial_pid_namespace() -> Result<bool> {
+    /// PROC_PID_INIT_INO of include/linux/proc_ns.h.
+    const INITIAL: &str = "pid:[4026531836]";
+    Ok(pid_namespace(std::process::id())? == INITIAL)
+}
+
 /// Names the PID namespace of a process: equal names, equal namespaces.
 pub fn pid_namespace(pid: u32) -> Result<String> {
     let path = format!("{PROC}/{pid}/ns/pid");

@@ -50,6 +50,8 @@ pub enum EscapeKind {
     Bypass,
     /// A child of the target could not be followed.
     UntrackedProcess,
+    /// The owner could not renew its lease in time; until it did, nothing was limited.
+    LeaseExpired,
     /// More passed than the limit allows.
     AboveLimit,
     /// The live check itself fails, so that nobody can tell.

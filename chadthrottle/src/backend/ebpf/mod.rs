@@ -1,23 +1,107 @@
 //! The eBPF backend: a token bucket in the kernel, at the sockets of the limited processes.
+//!
+//! - [`holder`]: what is in the kernel, once for both directions: setting, changing, lifting.
+//! - [`members`]: which processes are under which limit.
+//! - [`check`]: the live check.
+//! - [`requirements`]: what it needs, for the probe and `doctor`.
 
-use super::{Backend, Driver, Priority, Probe, Requirement, Site};
-use crate::{
-    error::{Error, Result},
-    model::Direction,
+use std::{
+    cell::RefCell,
+    os::fd::RawFd,
+    rc::{Rc, Weak},
 };
 
+use super::{Applied, Backend, Checked, Driver, Priority, Site};
+use crate::{
+    error::Result,
+    model::{Counters, Direction, Limit, LimitId},
+};
+
+mod check;
+mod holder;
+mod members;
+mod requirements;
+
+use holder::Holder;
+
 /// This backend's line in the table.
-pub const DRIVER: Driver =
-    Driver { name: "ebpf", priority: Priority::Best, directions: &Direction::ALL, probe, requirements, open };
+pub const DRIVER: Driver = Driver {
+    name: "ebpf",
+    priority: Priority::Best,
+    directions: &Direction::ALL,
+    probe: requirements::probe,
+    requirements: requirements::list,
+    open,
+};
 
-fn probe(_site: &Site) -> Probe {
-    Probe::Unknown { reason: "being built".into() }
+fn open(site: &Site, direction: Direction) -> Result<Box<dyn Backend>> {
+    Ok(match direction {
+        Direction::Upload => Box::new(EbpfUpload(OneDirection::open(site, direction)?)),
+        Direction::Download => Box::new(EbpfDownload(OneDirection::open(site, direction)?)),
+    })
 }
 
-fn requirements(_site: &Site) -> Vec<Requirement> {
-    Vec::new()
+/// Holds what processes send.
+pub struct EbpfUpload(OneDirection);
+
+/// Holds what processes receive.
+pub struct EbpfDownload(OneDirection);
+
+/// Both drivers are this: programs, maps and tags are the same ones, in the kernel once.
+struct OneDirection {
+    holder: Rc<RefCell<Holder>>,
+    direction: Direction,
 }
 
-fn open(_site: &Site, _direction: Direction) -> Result<Box<dyn Backend>> {
-    Err(Error::failed("being built"))
+thread_local! {
+    /// The other direction's holder, if it is open.
+    static OPEN: RefCell<Weak<RefCell<Holder>>> = const { RefCell::new(Weak::new()) };
 }
+
+impl OneDirection {
+    fn open(site: &Site, direction: Direction) -> Result<Self> {
+        let holder =
+            OPEN.with_borrow_mut(|open| match open.upgrade().filter(|holder| holder.borrow().is_at(site)) {
+                Some(holder) => Ok(holder),
+                None => {
+                    let holder = Rc::new(RefCell::new(Holder::open(site)?));
+                    *open = Rc::downgrade(&holder);
+                    Ok(holder)
+                }
+            })?;
+        Ok(Self { holder, direction })
+    }
+}
+
+macro_rules! forward {
+    ($($driver:ty),*) => { $(
+        impl Backend for $driver {
+            fn apply(&mut self, limit: &Limit) -> Result<Applied> {
+                self.0.holder.borrow_mut().apply(limit)
+            }
+            fn remove(&mut self, id: LimitId) -> Result<()> {
+                self.0.holder.borrow_mut().remove(id, self.0.direction)
+            }
+            fn stats(&mut self, id: LimitId) -> Result<Counters> {
+                self.0.holder.borrow_mut().stats(id, self.0.direction)
+            }
+            fn check(&mut self, id: LimitId) -> Result<Checked> {
+                self.0.holder.borrow_mut().check(id, self.0.direction)
+            }
+            fn renew(&mut self) -> Result<()> {
+                self.0.holder.borrow_mut().renew()
+            }
+            fn ended(&mut self) -> Result<Vec<LimitId>> {
+                self.0.holder.borrow_mut().ended()
+            }
+            fn wake_fd(&self) -> Option<RawFd> {
+                Some(self.0.holder.borrow().wake_fd())
+            }
+            fn clear(&mut self) -> Result<()> {
+                self.0.holder.borrow_mut().clear(self.0.direction)
+            }
+        }
+    )* };
+}
+
+forward!(EbpfUpload, EbpfDownload);

@@ -1,0 +1,44 @@
+//! Fields of kernel objects, and what this kernel can do. The loader finds the offsets in the
+//! kernel's BTF and writes them into these globals, which are frozen before the programs are
+//! verified: the verifier sees constants, and skips branches that a constant rules out.
+
+macro_rules! globals {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        $( $(#[$doc])* #[unsafe(no_mangle)] static $name: u32 = 0; )*
+        #[allow(non_snake_case)] // named like the global each of them reads
+        pub mod global {
+            $(
+                #[inline(always)]
+                pub fn $name() -> usize {
+                    // Volatile, or the compiler would fold the zero in.
+                    // SAFETY: a static of this type.
+                    unsafe { core::ptr::read_volatile(&super::$name) as usize }
+                }
+            )*
+        }
+    };
+}
+
+globals! {
+    TASK_TGID,
+    TASK_SIGNAL,
+    SIGNAL_LIVE,
+    SOCKET_SK,
+    SK_FAMILY,
+    SK_STATE,
+    SK_PROTOCOL,
+    TCP_BYTES_ACKED,
+    TCP_BYTES_RECEIVED,
+    /// 1 when bpf_skc_to_mptcp_sock is there (5.19).
+    HAVE_MPTCP,
+}
+
+/// Reads a field of a kernel object whose type the verifier knows.
+///
+/// # Safety
+/// `object` is such a pointer and `offset` came from the kernel's BTF.
+#[inline(always)]
+pub unsafe fn field<T: Copy>(object: *const core::ffi::c_void, offset: usize) -> T {
+    // SAFETY: the caller's; the verifier checks it again.
+    unsafe { core::ptr::read_volatile(object.cast::<u8>().add(offset).cast::<T>()) }
+}

@@ -1,0 +1,31 @@
+//! ChadThrottle's eBPF programs.
+//!
+//! - [`limit`]: a packet at the socket's hook: which limits hold it, may it pass.
+//! - [`tracking`]: which processes are limited: fork and exit.
+//! - [`sockets`]: which sockets those processes own: at birth, open already, in use.
+//! - [`maps`], [`atomic`], [`kernel`]: maps, atomics on map values, fields of kernel objects.
+//!
+//! Rules: a packet without a tag passes; every failure passes; no slice indexing and no division by
+//! what could be zero, since a reachable panic makes the build fail.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features)] // the atomics: core::sync::atomic has no read-modify-write on this target
+
+mod atomic;
+mod kernel;
+mod limit;
+mod maps;
+mod packet;
+mod sockets;
+mod tracking;
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    loop {}
+}
+
+/// "Dual MIT/GPL": the tracing helpers are only for programs under a GPL-compatible licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

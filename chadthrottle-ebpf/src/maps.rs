@@ -1,0 +1,112 @@
+//! The maps, with the types of `chadthrottle_common::abi`.
+
+use core::{ffi::c_void, ptr};
+
+use aya_ebpf::{
+    helpers::{bpf_ktime_get_ns, bpf_sk_storage_get},
+    macros::{btf_map, map},
+    maps::{Array, HashMap, RingBuf},
+};
+use chadthrottle_common::abi::{
+    CgroupThrottleConfig, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag, ThrottleStats,
+    TokenBucket,
+};
+
+/// BTF definition of a BPF_MAP_TYPE_SK_STORAGE map with flags of one's own.
+#[repr(C)]
+pub struct SocketStorage<T, const FLAGS: usize> {
+    r#type: *const [i32; 24],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; FLAGS],
+}
+
+// SAFETY: only its address is used; the pointers are never followed.
+unsafe impl<T, const FLAGS: usize> Sync for SocketStorage<T, FLAGS> {}
+
+impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn storage(&self, socket: *mut c_void, flags: u64) -> Option<&'static mut T> {
+        let map = ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: the loader replaces the address by the map; the kernel returns null or a value of T
+        // that lives as long as the program runs.
+        unsafe { bpf_sk_storage_get(map, socket, ptr::null_mut(), flags).cast::<T>().as_mut() }
+    }
+
+    /// What the socket carries.
+    ///
+    /// # Safety
+    /// `socket` is a socket the verifier knows.
+    #[inline(always)]
+    pub unsafe fn get(&self, socket: *mut c_void) -> Option<&'static mut T> {
+        // SAFETY: the caller's.
+        unsafe { self.storage(socket, 0) }
+    }
+
+    /// What the socket carries, from now on at least zeros.
+    ///
+    /// # Safety
+    /// `socket` is a socket the verifier knows.
+    #[inline(always)]
+    pub unsafe fn get_or_create(&self, socket: *mut c_void) -> Option<&'static mut T> {
+        const BPF_SK_STORAGE_GET_F_CREATE: u64 = 1;
+        // SAFETY: the caller's.
+        unsafe { self.storage(socket, BPF_SK_STORAGE_GET_F_CREATE) }
+    }
+}
+
+/// BPF_F_NO_PREALLOC | BPF_F_CLONE: an accepted socket inherits its listener's tag.
+#[btf_map]
+pub static TAGS: SocketStorage<Tag, 0x201> = SocketStorage::new();
+
+#[map]
+pub static CGROUP_CONFIGS: HashMap<u64, [CgroupThrottleConfig; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);
+#[map]
+pub static CGROUP_BUCKETS: HashMap<u64, [TokenBucket; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);
+#[map]
+pub static CGROUP_STATS: HashMap<u64, [ThrottleStats; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);
+#[map]
+pub static PROCESSES: HashMap<u32, ProcessEntry> = HashMap::with_max_entries(MAX_PROCESSES, 0);
+#[map]
+pub static STATE: Array<State> = Array::with_max_entries(1, 0);
+#[map]
+pub static LOST: Array<Lost> = Array::with_max_entries(1, 0);
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
+
+/// The lease and the epoch, and the time at which the lease was found to run; `None` when it ran out.
+#[inline(always)]
+pub fn live_state() -> Option<(&'static State, u64)> {
+    let state = STATE.get(0)?;
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_ns() };
+    (now < state.lease_deadline_ns).then_some((state, now))
+}
+
+/// The limits a tag stands for, found out again when the set of limits has changed since.
+/// A socket whose owner is gone keeps what it had.
+#[inline(always)]
+pub fn resolve(tag: &mut Tag, epoch: u64) {
+    if tag.epoch == epoch {
+        return;
+    }
+    // SAFETY: the entry may be freed and used again while it is read; then one packet sees another
+    // process's limits, which the check of `born` makes unlikely and the next epoch mends.
+    if let Some(entry) = unsafe { PROCESSES.get(tag.tgid) }
+        && entry.born == tag.born
+    {
+        tag.limits = entry.limits;
+    }
+    tag.epoch = epoch;
+}

@@ -1,0 +1,371 @@
+//! What is in the kernel, once for both directions.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    os::fd::RawFd,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use chadthrottle_common::abi::{
+    BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, NARROW, RECORD_SHARED, SocketRecord, State,
+    ThrottleStats, TokenBucket,
+};
+
+use super::{
+    check::{Look, WALK_EACH},
+    members,
+};
+use crate::{
+    backend::{Applied, Site},
+    error::{Error, Kind, Result},
+    kernel::{
+        bpf::{self, Events, Loaded},
+        cgroup, clock, fault, process,
+    },
+    model::{Counters, Direction, Limit, LimitId, PerDirection, Target},
+};
+
+const CONFIGS: &str = "CGROUP_CONFIGS";
+const BUCKETS: &str = "CGROUP_BUCKETS";
+const STATS: &str = "CGROUP_STATS";
+
+/// How long the programs go on holding without a word from the owner.
+const LEASE: Duration = Duration::from_secs(3);
+
+/// Credit that an idle limit saves up, as time at its rate. Upload: TCP tries again some 210 ms after a
+/// refused packet when nothing is in flight, and must find what it missed. Download: a sender that lost a
+/// whole window waits for its retransmission timer, twice that at least.
+const CREDIT: PerDirection<Duration> =
+    PerDirection { upload: Duration::from_millis(300), download: Duration::from_millis(1_000) };
+
+/// A map element is given back to the map only when no program can be at work on it any more.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// A limit in force, in one direction or both.
+pub(super) struct Held {
+    pub key: u64,
+    pub rates: PerDirection<Option<u64>>,
+    pub targets: Vec<Target>,
+    /// Sockets of its processes at the last look, by the kernel's address of the socket.
+    pub sockets: HashMap<u64, SocketRecord>,
+    pub judge: PerDirection<super::check::Judge>,
+    /// When others' programs were looked for last, and what was found.
+    pub foreign: PerDirection<Option<(Instant, Option<crate::model::Escape>)>>,
+}
+
+/// The programs, and every limit they hold.
+pub(super) struct Holder {
+    pub loaded: Loaded,
+    events: Events,
+    site: Site,
+    /// Where the programs are attached.
+    pub cgroup: PathBuf,
+    /// Root of the cgroup2 mount.
+    pub mount: PathBuf,
+    /// Zero of every bucket's virtual time.
+    epoch_ns: u64,
+    state: State,
+    /// One more change of epoch at the next renewal: a tag that two processors resolved at the same time,
+    /// one from the old entry, may have kept the old limits under the new epoch.
+    unsettled: bool,
+    pub held: BTreeMap<LimitId, Held>,
+    retired: Vec<(Instant, u64)>,
+    pub look: Option<Look>,
+    /// The lease ran out before it was renewed, at least once.
+    pub lapsed: bool,
+}
+
+impl Holder {
+    /// Loads and attaches everything. Nothing is limited yet.
+    pub fn open(site: &Site) -> Result<Self> {
+        if !process::in_initial_pid_namespace()? {
+            return Err(Error::new(
+                Kind::NoBackend,
+                "this is a PID namespace of its own (a container?), whose process ids the kernel side does not \
+                 know: run it on the host",
+            ));
+        }
+        let cgroup = cgroup::attach_point(site.cgroup_root.as_deref())?;
+        let mut loaded = bpf::load_ebpf_program()?;
+        let events = loaded.take_events()?;
+        loaded.attach(&cgroup)?;
+        let mut holder = Self {
+            loaded,
+            events,
+            site: site.clone(),
+            cgroup,
+            mount: cgroup::mount()?,
+            epoch_ns: clock::monotonic_ns(),
+            state: State { epoch: 1, lease_deadline_ns: 0 },
+            unsettled: false,
+            held: BTreeMap::new(),
+            retired: Vec::new(),
+            look: None,
+            lapsed: false,
+        };
+        holder.renew()?;
+        Ok(holder)
+    }
+
+    pub fn is_at(&self, site: &Site) -> bool {
+        self.site == *site
+    }
+
+    pub fn apply(&mut self, limit: &Limit) -> Result<Applied> {
+        let rate = limit.rate.bytes_per_second();
+        let first = !self.held.contains_key(&limit.id);
+        if first {
+            let held = Held {
+                key: NARROW | limit.id.0,
+                rates: PerDirection::default(),
+                targets: limit.targets.clone(),
+                sockets: HashMap::new(),
+                judge: PerDirection::default(),
+                foreign: PerDirection::default(),
+            };
+            self.make_elements(held.key)?;
+            self.held.insert(limit.id, held);
+        }
+        let done = self.set_rate(limit.id, limit.direction, rate).and_then(|()| {
+            fault::point("ebpf.limit-written");
+            let applied = if first { self.bring_in(limit.id)? } else { self.present(limit.id)? };
+            self.verify(limit.id, limit.direction, rate)?;
+            Ok(applied)
+        });
+        if done.is_err() && first {
+            self.remove(limit.id, limit.direction)?;
+        }
+        done
+    }
+
+    /// Empty elements in the three maps; no program looks at them before a process is entered.
+    fn make_elements(&mut self, key: u64) -> Result<()> {
+        self.purge_retired();
+        let unlimited = TokenBucket::empty(0, 0, self.epoch_ns, clock::monotonic_ns());
+        let failed = |what: &str| {
+            let what = what.to_owned();
+            move |cause| Error::caused(Kind::Failed, format!("write the eBPF map {what}"), &cause)
+        };
+        self.loaded
+            .hash::<u64, [ThrottleStats; 2]>(STATS)?
+            .insert(key, [ThrottleStats::default(); 2], 0)
+            .map_err(failed(STATS))?;
+        self.loaded
+            .hash::<u64, [TokenBucket; 2]>(BUCKETS)?
+            .insert(key, [unlimited; 2], 0)
+            .map_err(failed(BUCKETS))?;
+        let config = CgroupThrottleConfig { cgroup_id: key, ..CgroupThrottleConfig::default() };
+        self.loaded
+            .hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?
+            .insert(key, [config; 2], 0)
+            .map_err(failed(CONFIGS))
+    }
+
+    /// Gives a direction its rate (0: none), in place, while packets pass.
+    fn set_rate(&mut self, id: LimitId, direction: Direction, rate: u64) -> Result<()> {
+        let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let key = held.key;
+        let capacity = (u128::from(rate) * CREDIT.get(direction).as_millis() / 1_000) as u64;
+        let old = self.bucket(key, direction)?;
+        let now = clock::monotonic_ns();
+        self.loaded.change_bucket(&BucketChange {
+            id: key,
+            direction: direction.index() as u64,
+            shift: old.shift_to(rate, now),
+            bucket: TokenBucket::empty(rate, capacity, self.epoch_ns, now),
+        })?;
+        let mut configs = self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?;
+        let read = |cause| Error::caused(Kind::Failed, format!("use the eBPF map {CONFIGS}"), &cause);
+        let mut pair = configs.get(&key, 0).map_err(read)?;
+        let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let pid = held.targets.first().map_or(0, |target| match *target {
+            Target::Pid(pid) | Target::Tree(pid) => pid,
+        });
+        pair[direction.index()] =
+            CgroupThrottleConfig { cgroup_id: key, rate_bps: rate, burst_size: capacity, pid, flags: 0 };
+        configs.insert(key, pair, 0).map_err(read)?;
+        *held.rates.get_mut(direction) = (rate != 0).then_some(rate);
+        *held.judge.get_mut(direction) = super::check::Judge::default();
+        Ok(())
+    }
+
+    fn bucket(&mut self, key: u64, direction: Direction) -> Result<TokenBucket> {
+        let pair =
+            self.loaded.hash::<u64, [TokenBucket; 2]>(BUCKETS)?.get(&key, 0).map_err(|cause| {
+                Error::caused(Kind::Failed, format!("read the eBPF map {BUCKETS}"), &cause)
+            })?;
+        Ok(pair[direction.index()])
+    }
+
+    /// Puts the processes and their open sockets under a limit.
+    fn bring_in(&mut self, id: LimitId) -> Result<Applied> {
+        let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
+        let (key, targets) = (held.key, held.targets.clone());
+        let live: HashSet<u64> = self.held.values().map(|held| held.key).collect();
+        let pids = members::enter(&mut self.loaded, &targets, key, &live)?;
+        fault::point("ebpf.process-entered");
+        self.bump()?;
+        if pids.len() <= WALK_EACH {
+            for pid in &pids {
+                self.walk_one(*pid)?;
+            }
+        } else {
+            self.loaded.walk_sockets(None)?;
+        }
+        // The second walk meets what was on its way from one table to another in the first, and sees
+        // which of the sockets tagged in the first are open elsewhere too.
+        let mut records = self.loaded.walk_sockets(None)?;
+        if records.iter().any(|record| record.flags & RECORD_SHARED != 0) {
+            self.loaded.watch_shared_sockets()?;
+        }
+        self.bump()?;
+        self.unsettled = true;
+        self.look = None;
+        fault::point("ebpf.sockets-tagged");
+        records.retain(|record| pids.contains(&record.tgid));
+        let sockets: HashSet<u64> = records.iter().map(|record| record.socket).collect();
+        Ok(Applied { processes: pids.len() as u32, sockets: sockets.len() as u32 })
+    }
+
+    /// What a limit that is in force already holds.
+    fn present(&mut self, id: LimitId) -> Result<Applied> {
+        let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
+        let look = self.look()?;
+        let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
+        Ok(Applied { processes, sockets: look.sockets_of(key) })
+    }
+
+    fn bump(&mut self) -> Result<()> {
+        self.state.epoch += 1;
+        self.write_state()
+    }
+
+    fn write_state(&mut self) -> Result<()> {
+        let state = self.state;
+        self.loaded
+            .array::<State>("STATE")?
+            .set(0, state, 0)
+            .map_err(|cause| Error::caused(Kind::Failed, "write the eBPF map STATE", &cause))
+    }
+
+    /// Reads back what the kernel has.
+    fn verify(&mut self, id: LimitId, direction: Direction, rate: u64) -> Result<()> {
+        let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
+        let bucket = self.bucket(key, direction)?;
+        if bucket.rate_bps != rate {
+            return Err(Error::failed(format!("verify limit {id}: the kernel's bucket has {} bytes/s", bucket.rate_bps)));
+        }
+        match self.loaded.dead_links()?.first() {
+            Some(dead) => Err(Error::failed(format!("verify limit {id}: somebody detached {dead} from the cgroup"))),
+            None => Ok(()),
+        }
+    }
+
+    pub fn remove(&mut self, id: LimitId, direction: Direction) -> Result<()> {
+        let Some(held) = self.held.get_mut(&id) else { return Ok(()) };
+        let key = held.key;
+        *held.rates.get_mut(direction) = None;
+        let over = held.rates == PerDirection::default();
+        if over {
+            self.held.remove(&id);
+            self.retired.push((Instant::now(), key));
+            if let Some(look) = &mut self.look {
+                look.members.remove(&key);
+            }
+        } else {
+            return self.set_rate(id, direction, 0);
+        }
+        // First the rate, which frees the traffic at once; then the processes.
+        for direction in Direction::ALL {
+            let change = BucketChange {
+                id: key,
+                direction: direction.index() as u64,
+                shift: 0,
+                bucket: TokenBucket::empty(0, 0, self.epoch_ns, clock::monotonic_ns()),
+            };
+            match self.loaded.change_bucket(&change) {
+                Err(error) if error.kind != Kind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        members::leave(&mut self.loaded, key)?;
+        self.bump()
+    }
+
+    /// Deletes the map elements of limits that ended a while ago.
+    fn purge_retired(&mut self) {
+        let (due, wait): (Vec<_>, Vec<_>) =
+            self.retired.drain(..).partition(|(since, _)| since.elapsed() >= GRACE);
+        self.retired = wait;
+        for (_, key) in due {
+            // Each may be missing when making them failed halfway.
+            let _ =
+                self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS).map(|mut map| map.remove(&key));
+            let _ = self.loaded.hash::<u64, [TokenBucket; 2]>(BUCKETS).map(|mut map| map.remove(&key));
+            let _ = self.loaded.hash::<u64, [ThrottleStats; 2]>(STATS).map(|mut map| map.remove(&key));
+        }
+    }
+
+    pub fn stats(&mut self, id: LimitId, direction: Direction) -> Result<Counters> {
+        let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
+        let pair = self
+            .loaded
+            .hash::<u64, [ThrottleStats; 2]>(STATS)?
+            .get(&key, 0)
+            .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {STATS}"), &cause))?;
+        let stats = pair[direction.index()];
+        Ok(Counters {
+            passed_packets: stats.packets_passed,
+            passed_bytes: stats.bytes_passed,
+            dropped_packets: stats.packets_dropped,
+            dropped_bytes: stats.bytes_dropped,
+            delayed_packets: stats.packets_delayed,
+            marked_packets: stats.packets_marked,
+        })
+    }
+
+    pub fn renew(&mut self) -> Result<()> {
+        let now = clock::monotonic_ns();
+        if self.state.lease_deadline_ns != 0 && now > self.state.lease_deadline_ns && !self.held.is_empty() {
+            self.lapsed = true;
+        }
+        self.state.lease_deadline_ns = now + LEASE.as_nanos() as u64;
+        if std::mem::take(&mut self.unsettled) {
+            self.state.epoch += 1;
+        }
+        self.write_state()?;
+        self.purge_retired();
+        Ok(())
+    }
+
+    pub fn ended(&mut self) -> Result<Vec<LimitId>> {
+        let events = self.events.drain();
+        // Connections accepted from a shared listener: whoever of the limited ones holds them owns them.
+        let listeners: HashSet<u32> =
+            events.iter().filter(|event| event.kind == EVENT_ACCEPTED).map(|event| event.tgid).collect();
+        for tgid in listeners {
+            self.walk_one(tgid)?;
+        }
+        let census = members::census(&mut self.loaded)?;
+        Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())
+    }
+
+    /// The sockets of one process; the whole host where the kernel can't narrow it down (before 6.1).
+    pub fn walk_one(&self, tgid: u32) -> Result<Vec<SocketRecord>> {
+        self.loaded.walk_sockets(Some(tgid)).or_else(|_| self.loaded.walk_sockets(None))
+    }
+
+    pub fn wake_fd(&self) -> RawFd {
+        self.events.fd()
+    }
+
+    pub fn clear(&mut self, direction: Direction) -> Result<()> {
+        let ids: Vec<_> = self.held.keys().copied().collect();
+        ids.into_iter().try_for_each(|id| self.remove(id, direction))
+    }
+}
+
+pub(super) fn unknown(id: LimitId) -> Error {
+    Error::new(Kind::NotFound, format!("no limit {id} in the eBPF backend"))
+}

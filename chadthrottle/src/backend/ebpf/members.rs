@@ -1,0 +1,182 @@
+//! Which processes are under which limit: the map `PROCESSES`. The programs add children and remove what
+//! ended; this side adds and removes limits.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+};
+
+use chadthrottle_common::abi::{MAX_NESTED, MAX_PROCESSES, ProcessEntry};
+
+use crate::{
+    error::{Error, Kind, Result},
+    kernel::{bpf::Loaded, clock, process, process::Process},
+    model::Target,
+};
+
+const PROCESSES: &str = "PROCESSES";
+
+/// bpf_map_update_elem: only make, only change.
+const BPF_NOEXIST: u64 = 1;
+const BPF_EXIST: u64 = 2;
+
+/// A scan for descendants finds no new one after a few rounds, unless somebody forks faster than we scan;
+/// their children then inherit, having been entered.
+const MAX_SCANS: usize = 20;
+
+/// Enters the processes of the targets into limit `key` and returns them. `live` tells limits in force from ids left over.
+///
+/// # Errors
+/// [`Kind::NotFound`] when none of the targets is alive (any more); [`Kind::Failed`] when a process already
+/// has [`MAX_NESTED`] limits or the map is full. Then none is under the limit.
+pub fn enter(loaded: &mut Loaded, targets: &[Target], key: u64, live: &HashSet<u64>) -> Result<HashSet<u32>> {
+    let mut entered = HashSet::new();
+    let done = targets.iter().try_for_each(|target| match *target {
+        Target::Pid(pid) => {
+            entered.insert(pid);
+            enter_one(loaded, pid, key, live)
+        }
+        Target::Tree(pid) => enter_tree(loaded, pid, key, live, &mut entered),
+    });
+    match done {
+        Ok(()) => Ok(entered),
+        Err(error) => {
+            leave(loaded, key)?;
+            Err(error)
+        }
+    }
+}
+
+fn enter_tree(
+    loaded: &mut Loaded,
+    root: u32,
+    key: u64,
+    live: &HashSet<u64>,
+    entered: &mut HashSet<u32>,
+) -> Result<()> {
+    enter_one(loaded, root, key, live)?;
+    entered.insert(root);
+    for _ in 0..MAX_SCANS {
+        let mut new = process::descendants(Path::new("/proc"), root)?;
+        new.retain(|pid| entered.insert(*pid));
+        if new.is_empty() {
+            break;
+        }
+        for pid in new {
+            match enter_one(loaded, pid, key, live) {
+                // Ended since the scan.
+                Err(error) if error.kind == Kind::NotFound => {}
+                other => other?,
+            }
+        }
+    }
+    Ok(())
+}
+
+fn enter_one(loaded: &mut Loaded, pid: u32, key: u64, live: &HashSet<u64>) -> Result<()> {
+    // Opened before the entry is made, looked at after: the entry then is this very process's, or is
+    // taken back.
+    let process = Process::open(pid)?;
+    let mut processes = loaded.hash::<u32, ProcessEntry>(PROCESSES)?;
+    // The programs may make or remove the entry between the look and the change; then look again.
+    for _ in 0..8 {
+        let old = processes.get(&pid, 0).ok();
+        let mut entry = old.unwrap_or(ProcessEntry { born: clock::monotonic_ns(), limits: [0; MAX_NESTED] });
+        if !add(&mut entry, key, live) {
+            return Err(Error::failed(format!(
+                "limit process {pid}: it already has {MAX_NESTED} limits, clear one of them first"
+            )));
+        }
+        let how = if old.is_some() { BPF_EXIST } else { BPF_NOEXIST };
+        match processes.insert(pid, entry, how) {
+            Ok(()) => break,
+            Err(cause) => {
+                let known = processes.keys().count();
+                if known >= MAX_PROCESSES as usize {
+                    return Err(Error::failed(format!(
+                        "limit process {pid}: {known} processes are limited already, which is all there is room for"
+                    )));
+                }
+                if !process.alive() {
+                    break;
+                }
+                tracing::debug!("enter process {pid}: {cause}");
+            }
+        }
+    }
+    let holds = processes.get(&pid, 0).is_ok_and(|entry| entry.limits.contains(&key));
+    if !process.alive() {
+        // The exit hook may have run before the entry was made. Ids come back only after all others.
+        let _ = processes.remove(&pid);
+        return Err(Error::new(Kind::NotFound, format!("process {pid} ended")));
+    }
+    if holds {
+        Ok(())
+    } else {
+        Err(Error::failed(format!("enter process {pid} into the eBPF map {PROCESSES}")))
+    }
+}
+
+/// Adds a limit to an entry; false when there is no room. Ids of limits that are over give way.
+fn add(entry: &mut ProcessEntry, key: u64, live: &HashSet<u64>) -> bool {
+    let mut limits: Vec<u64> =
+        entry.limits.iter().copied().filter(|id| live.contains(id) && *id != key).collect();
+    if limits.len() == MAX_NESTED {
+        return false;
+    }
+    limits.push(key);
+    limits.resize(MAX_NESTED, 0);
+    entry.limits.copy_from_slice(&limits);
+    true
+}
+
+/// Takes every process out of limit `key`. Their entries stay, so that a later limit finds the same
+/// `born`, by which their sockets know them.
+pub fn leave(loaded: &mut Loaded, key: u64) -> Result<()> {
+    let members = census(loaded)?.remove(&key).unwrap_or_default();
+    let mut processes = loaded.hash::<u32, ProcessEntry>(PROCESSES)?;
+    for pid in members {
+        let Ok(mut entry) = processes.get(&pid, 0) else { continue };
+        let mut limits = entry.limits.map(|id| if id == key { 0 } else { id });
+        // Zero ends the list.
+        limits.sort_by_key(|id| *id == 0);
+        entry.limits = limits;
+        // Fails when it ended meanwhile.
+        let _ = processes.insert(pid, entry, BPF_EXIST);
+    }
+    Ok(())
+}
+
+/// The processes of every limit.
+pub fn census(loaded: &mut Loaded) -> Result<BTreeMap<u64, Vec<u32>>> {
+    let mut members = BTreeMap::<u64, Vec<u32>>::new();
+    for item in loaded.hash::<u32, ProcessEntry>(PROCESSES)?.iter() {
+        // An entry that was removed during the walk ends aya's iteration with an error: what is missed
+        // now is there the next time.
+        let Ok((pid, entry)) = item else { continue };
+        for id in entry.limits.into_iter().take_while(|id| *id != 0) {
+            members.entry(id).or_default().push(pid);
+        }
+    }
+    Ok(members)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_limits_fit_and_dead_ones_give_way() {
+        let mut entry = ProcessEntry::default();
+        let mut live: HashSet<u64> = (1..=5).collect();
+        for key in 1..=4 {
+            assert!(add(&mut entry, key, &live));
+        }
+        assert_eq!(entry.limits, [1, 2, 3, 4]);
+        assert!(!add(&mut entry, 5, &live));
+        assert!(add(&mut entry, 3, &live), "again is no second limit");
+        live.remove(&2);
+        assert!(add(&mut entry, 5, &live));
+        assert_eq!(entry.limits, [1, 4, 3, 5]);
+    }
+}

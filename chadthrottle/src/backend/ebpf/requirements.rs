@@ -1,0 +1,109 @@
+//! What the backend needs, each looked at by itself, and the probe that tries it all.
+
+use nix::sys::utsname::uname;
+
+use super::holder::Holder;
+use crate::{
+    backend::{Probe, Requirement, Site},
+    error::{Error, Kind},
+    kernel::{bpf, btf, caps, cgroup, process},
+};
+
+/// Loads everything and attaches it, with nothing limited; then takes it away again.
+pub fn probe(site: &Site) -> Probe {
+    match Holder::open(site) {
+        Ok(_) => Probe::Ready,
+        Err(error) => judge(&error, None),
+    }
+}
+
+/// An error as a probe's answer.
+fn judge(error: &Error, mend: Option<&str>) -> Probe {
+    match error.kind {
+        Kind::NotPermitted => Probe::Unknown { reason: error.to_string() },
+        _ => Probe::Unavailable { reason: error.to_string(), mend: mend.map(Into::into) },
+    }
+}
+
+/// Every requirement of the backend.
+pub fn list(site: &Site) -> Vec<Requirement> {
+    let kernel = uname().map_or_else(|_| String::new(), |name| name.release().to_string_lossy().into_owned());
+    let one = |name: &str, found: String, state| Requirement { name: name.into(), found, state };
+    let of = |result: crate::Result<()>, mend: Option<&str>| match result {
+        Ok(()) => Probe::Ready,
+        Err(error) => judge(&error, mend),
+    };
+    let mount = cgroup::attach_point(site.cgroup_root.as_deref());
+    let mut all = vec![
+        one("kernel 5.11 or later", kernel.clone(), version(&kernel)),
+        one(
+            "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON",
+            String::new(),
+            of(caps::require("loading eBPF programs", &caps::FOR_EBPF), None),
+        ),
+        one(
+            "initial PID namespace",
+            String::new(),
+            of(
+                process::in_initial_pid_namespace().and_then(|initial| {
+                    if initial {
+                        Ok(())
+                    } else {
+                        Err(Error::new(Kind::NoBackend, "this is another one (a container?)"))
+                    }
+                }),
+                Some("run it on the host"),
+            ),
+        ),
+        one(
+            "cgroup2 mount",
+            mount.as_ref().map_or_else(|_| String::new(), |path| path.display().to_string()),
+            of(mount.map(drop), None),
+        ),
+        one(
+            "kernel BTF",
+            btf::VMLINUX.into(),
+            of(btf::Btf::from_kernel().map(drop), Some("a kernel built with CONFIG_DEBUG_INFO_BTF=y")),
+        ),
+        one("programs load", String::new(), of(bpf::check_ebpf_support(), None)),
+    ];
+    let attached = Holder::open(site);
+    let degraded = attached.as_ref().map_or_else(|_| Vec::new(), |holder| holder.loaded.degraded.clone());
+    all.push(one("programs attach", String::new(), of(attached.map(drop), None)));
+    all.extend(
+        degraded
+            .into_iter()
+            .map(|what| one("in full", String::new(), Probe::Unavailable { reason: what, mend: None })),
+    );
+    all
+}
+
+/// bpf_sock_from_file, with which open sockets are found, came with 5.11.
+fn version(release: &str) -> Probe {
+    let mut numbers =
+        release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
+    let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    if (major, minor) >= (5, 11) {
+        Probe::Ready
+    } else {
+        Probe::Unavailable {
+            reason: format!(
+                "Linux {release} has no bpf_sock_from_file helper, by which open sockets are found (5.11)"
+            ),
+            mend: Some("a newer kernel".into()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn compares_versions_as_numbers() {
+        assert_eq!(version("5.11.0"), Probe::Ready);
+        assert_eq!(version("6.1.0-13-amd64"), Probe::Ready);
+        assert!(matches!(version("5.10.0-30-amd64"), Probe::Unavailable { .. }));
+        assert!(matches!(version("4.19"), Probe::Unavailable { .. }));
+    }
+}

@@ -1,0 +1,394 @@
+//! Loading, attaching and asking the eBPF programs.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    path::Path,
+};
+
+use aya::{
+    Btf as AyaBtf, Ebpf, EbpfLoader, Pod,
+    maps::{Array, HashMap, MapData, RingBuf},
+    programs::{CgroupSkb, Program, ProgramError},
+};
+use chadthrottle_common::abi::{BucketChange, Event, SocketRecord};
+
+use super::{btf::Btf, caps};
+use crate::error::{Context, Error, Kind, Result};
+
+pub mod sys;
+pub use sys::CgroupHook;
+
+/// The object that `cargo xtask build-ebpf` made of chadthrottle-ebpf.
+static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("CARGO_MANIFEST_DIR"), "/bpf/chadthrottle.bpf.o"));
+
+/// Fields whose offsets the programs want: global, struct, path.
+const FIELDS: &[(&str, &str, &str)] = &[
+    ("TASK_TGID", "task_struct", "tgid"),
+    ("TASK_SIGNAL", "task_struct", "signal"),
+    ("SIGNAL_LIVE", "signal_struct", "live"),
+    ("SOCKET_SK", "socket", "sk"),
+    ("SK_FAMILY", "sock", "__sk_common.skc_family"),
+    ("SK_STATE", "sock", "__sk_common.skc_state"),
+    ("SK_PROTOCOL", "sock", "sk_protocol"),
+    ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
+    ("TCP_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
+];
+
+/// Programs without which no limit can hold. The two limiters have a form for kernels before 5.12.
+const NEEDED: &[&str] =
+    &["tag_new_socket", "follow_fork", "follow_exit", "tag_open_sockets", "change_bucket"];
+
+/// Programs that watch who uses a shared socket, best set first.
+const ADOPTERS: &[&[&str]] = &[&["adopt_on_send", "adopt_on_receive"], &["adopt_on_tcp_read"]];
+
+/// The programs in the kernel. Everything goes when this is dropped.
+pub struct Loaded {
+    ebpf: Ebpf,
+    /// Name of the program, hook and link of what is attached to the cgroup.
+    links: Vec<(&'static str, CgroupHook, OwnedFd)>,
+    adopting: bool,
+    egress: &'static str,
+    ingress: &'static str,
+    /// What this kernel lacks, and what that costs.
+    pub degraded: Vec<String>,
+}
+
+/// Loads the maps and programs into the kernel; attaches nothing.
+///
+/// # Errors
+/// [`Kind::NotPermitted`] naming the capability, [`Kind::NoBackend`] naming what the kernel lacks.
+pub fn load_ebpf_program() -> Result<Loaded> {
+    caps::require("loading eBPF programs", &caps::FOR_EBPF)?;
+    // Before 5.11 maps count as locked memory. Where it can't be raised, loading says so.
+    let _ = nix::sys::resource::setrlimit(
+        nix::sys::resource::Resource::RLIMIT_MEMLOCK,
+        nix::sys::resource::RLIM_INFINITY,
+        nix::sys::resource::RLIM_INFINITY,
+    );
+    let kernel = Btf::from_kernel()?;
+    let offsets = FIELDS
+        .iter()
+        .map(|(global, name, path)| Ok((*global, kernel.offset(name, path)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let have_mptcp = u32::from(has_helper(MPTCP_HELPER));
+    let mut loader = EbpfLoader::new();
+    for (name, offset) in &offsets {
+        loader.override_global(name, offset, true);
+    }
+    loader.override_global("HAVE_MPTCP", &have_mptcp, true);
+    let ebpf =
+        loader.load(OBJECT).map_err(|cause| Error::caused(Kind::NoBackend, "load the eBPF maps", &cause))?;
+    let mut loaded = Loaded {
+        ebpf,
+        links: Vec::new(),
+        adopting: false,
+        egress: "limit_egress",
+        ingress: "limit_ingress",
+        degraded: Vec::new(),
+    };
+    loaded.load_programs()?;
+    super::fault::point("ebpf.loaded");
+    Ok(loaded)
+}
+
+/// bpf_skc_to_mptcp_sock (5.19).
+const MPTCP_HELPER: u32 = 196;
+
+/// Whether cgroup_skb programs may call a helper, found out by loading one that does.
+fn has_helper(helper: u32) -> bool {
+    /// `call helper`, `r0 = 1`, `exit`, as struct bpf_insn. The verifier knows the helper's number
+    /// or refuses it with "unknown func"/"invalid func"; arguments are looked at after that.
+    fn program(helper: u32) -> [u64; 3] {
+        [0x85 | u64::from(helper) << 32, 0xb7 | 1 << 32, 0x95]
+    }
+    let log = sys::verifier_log(&program(helper));
+    !log.contains("unknown func")
+        && !log.contains("invalid func")
+        && !log.contains("program of this type cannot use helper")
+        && !log.is_empty()
+}
+
+/// Attaches a limiter to a cgroup; it stays as long as the returned link is open.
+pub fn attach_cgroup_skb(program: &CgroupSkb, cgroup: &File, hook: CgroupHook) -> Result<OwnedFd> {
+    let program =
+        program.fd().map_err(|cause| Error::caused(Kind::Failed, "attach an eBPF limiter", &cause))?;
+    attach(program.as_fd(), cgroup, hook)
+}
+
+fn attach(program: BorrowedFd<'_>, cgroup: &File, hook: CgroupHook) -> Result<OwnedFd> {
+    sys::attach_to_cgroup(program, cgroup.as_fd(), hook)
+        .context(format!("attach an eBPF program to the cgroup ({hook:?} hook)"))
+}
+
+/// A map of the loaded object, by its name.
+pub fn get_bpf_map<'a, M>(ebpf: &'a mut Ebpf, name: &str) -> Result<M>
+where
+    M: TryFrom<&'a mut aya::maps::Map, Error = aya::maps::MapError>,
+{
+    let map =
+        ebpf.map_mut(name).ok_or_else(|| Error::failed(format!("the eBPF object has no map {name}")))?;
+    M::try_from(map).map_err(|cause| Error::caused(Kind::Failed, format!("open the eBPF map {name}"), &cause))
+}
+
+/// Tries what a limit takes: the rights, the kernel's types, loading every program.
+pub fn check_ebpf_support() -> Result<()> {
+    load_ebpf_program().map(drop)
+}
+
+impl Loaded {
+    fn load_programs(&mut self) -> Result<()> {
+        let types = AyaBtf::from_sys_fs()
+            .map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
+        for name in NEEDED {
+            self.load_one(name, &types)?;
+        }
+        if let Err(reason) =
+            self.load_one(self.egress, &types).and_then(|()| self.load_one(self.ingress, &types))
+        {
+            if reason.kind == Kind::NotPermitted {
+                return Err(reason);
+            }
+            (self.egress, self.ingress) = ("limit_egress_old", "limit_ingress_old");
+            // The first reason is the one that counts: the old form asks for less.
+            self.load_one(self.egress, &types)
+                .and_then(|()| self.load_one(self.ingress, &types))
+                .map_err(|_| reason)?;
+        }
+        let complete =
+            ADOPTERS.iter().position(|set| set.iter().all(|name| self.load_one(name, &types).is_ok()));
+        match complete {
+            Some(0) => {}
+            Some(_) => self.degraded.push(
+                "a socket that several processes share is seen to change hands when one of them reads from it, \
+                 or within a second (tracepoints sock_send_length and sock_recv_length: kernel 6.3)"
+                    .into(),
+            ),
+            None => self.degraded.push(
+                "a socket that several processes share is only seen to change hands within a second".into(),
+            ),
+        }
+        Ok(())
+    }
+
+    fn load_one(&mut self, name: &str, types: &AyaBtf) -> Result<()> {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| Error::failed(format!("the eBPF object has no program {name}")))?;
+        let loaded = match program {
+            Program::CgroupSkb(program) => program.load(),
+            Program::CgroupSock(program) => program.load(),
+            Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
+            Program::Iter(program) => program.load("task_file", types),
+            _ => return Err(Error::failed(format!("the eBPF object's program {name} has an unknown type"))),
+        };
+        loaded.or_else(|cause| {
+            if matches!(cause, ProgramError::AlreadyLoaded) { Ok(()) } else { Err(refusal(name, &cause)) }
+        })
+    }
+
+    fn program_fd(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        let program =
+            self.ebpf.program(name).ok_or_else(|| Error::failed(format!("no eBPF program {name}")))?;
+        let fd = program
+            .fd()
+            .map_err(|cause| Error::caused(Kind::Failed, format!("use eBPF program {name}"), &cause))?;
+        Ok(fd.as_fd())
+    }
+
+    /// Attaches everything that a limit takes: fork and exit, sockets, packets, in this order, so that
+    /// no process and no socket is missed.
+    pub fn attach(&mut self, cgroup: &Path) -> Result<()> {
+        let directory = File::open(cgroup).context(format!("open cgroup {}", cgroup.display()))?;
+        for name in ["follow_fork", "follow_exit"] {
+            self.attach_tracepoint(name)?;
+        }
+        for (name, hook) in [
+            ("tag_new_socket", CgroupHook::SocketCreate),
+            (self.egress, CgroupHook::Egress),
+            (self.ingress, CgroupHook::Ingress),
+        ] {
+            let link = attach(self.program_fd(name)?, &directory, hook)?;
+            self.links.push((name, hook, link));
+        }
+        super::fault::point("ebpf.attached");
+        Ok(())
+    }
+
+    fn attach_tracepoint(&mut self, name: &str) -> Result<()> {
+        let Some(Program::BtfTracePoint(program)) = self.ebpf.program_mut(name) else {
+            return Err(Error::failed(format!("the eBPF object has no tracepoint program {name}")));
+        };
+        program.attach().map(drop).map_err(|cause| {
+            Error::caused(Kind::Failed, format!("attach {name} to {}", tracepoint_of(name)), &cause)
+        })
+    }
+
+    /// Starts to watch who uses shared sockets. Costs something on every send and receive of the host, so it
+    /// is only done when a limited socket is shared. Doing it again does nothing.
+    pub fn watch_shared_sockets(&mut self) -> Result<()> {
+        if std::mem::replace(&mut self.adopting, true) {
+            return Ok(());
+        }
+        let loaded = |name: &&&str| self.ebpf.program(name).is_some_and(|program| program.fd().is_ok());
+        let set = ADOPTERS.iter().find(|set| set.iter().all(|name| loaded(&name)));
+        for name in set.copied().unwrap_or_default() {
+            self.attach_tracepoint(name)?;
+        }
+        Ok(())
+    }
+
+    /// Tags the open sockets of limited processes and lists them: of one process, or of all.
+    pub fn walk_sockets(&self, tgid: Option<u32>) -> Result<Vec<SocketRecord>> {
+        let program = self.program_fd("tag_open_sockets")?;
+        let mut bytes = Vec::new();
+        sys::open_task_iterator(program, tgid)
+            .and_then(|mut iterator| iterator.read_to_end(&mut bytes))
+            .context("walk over the open sockets")?;
+        Ok(bytes.chunks_exact(size_of::<SocketRecord>()).map(read_plain).collect())
+    }
+
+    /// Names of the programs whose link to the cgroup is gone.
+    pub fn dead_links(&self) -> Result<Vec<&'static str>> {
+        let mut dead = Vec::new();
+        for (name, _, link) in &self.links {
+            if !sys::cgroup_link_is_alive(link.as_fd()).context(format!("ask for the link of {name}"))? {
+                dead.push(*name);
+            }
+        }
+        Ok(dead)
+    }
+
+    /// Attaches again what was detached.
+    pub fn attach_again(&mut self, cgroup: &Path) -> Result<()> {
+        let directory = File::open(cgroup).context(format!("open cgroup {}", cgroup.display()))?;
+        for index in 0..self.links.len() {
+            let (name, hook, link) = &self.links[index];
+            let (name, hook) = (*name, *hook);
+            if !sys::cgroup_link_is_alive(link.as_fd()).context(format!("ask for the link of {name}"))? {
+                self.links[index].2 = attach(self.program_fd(name)?, &directory, hook)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives a bucket in use other figures, in place.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] when there is no such bucket.
+    pub fn change_bucket(&self, change: &BucketChange) -> Result<()> {
+        // SAFETY: repr(C), u64 only, no padding: every byte is initialised.
+        let bytes = unsafe {
+            std::slice::from_raw_parts(std::ptr::from_ref(change).cast::<u8>(), size_of::<BucketChange>())
+        };
+        let (found, _) = sys::run_once(self.program_fd("change_bucket")?, bytes, 1)
+            .context("run the eBPF program change_bucket")?;
+        if found == 1 {
+            Ok(())
+        } else {
+            Err(Error::new(Kind::NotFound, "change a bucket: the limit has none"))
+        }
+    }
+
+    /// Ids of our limiters.
+    pub fn limiter_ids(&self) -> Vec<u32> {
+        [self.egress, self.ingress]
+            .iter()
+            .filter_map(|name| self.ebpf.program(name))
+            .filter_map(|program| match program {
+                Program::CgroupSkb(program) => program.info().ok().map(|info| info.id()),
+                _ => None,
+            })
+            .collect()
+    }
+
+    /// A hash map of the object.
+    pub fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
+        get_bpf_map(&mut self.ebpf, name)
+    }
+
+    /// An array of the object.
+    pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        get_bpf_map(&mut self.ebpf, name)
+    }
+
+    /// The events, taken out once for good.
+    pub fn take_events(&mut self) -> Result<Events> {
+        let map =
+            self.ebpf.take_map("EVENTS").ok_or_else(|| Error::failed("the eBPF events are taken already"))?;
+        RingBuf::try_from(map)
+            .map(Events)
+            .map_err(|cause| Error::caused(Kind::Failed, "open the eBPF events", &cause))
+    }
+}
+
+/// What the programs tell the owner.
+pub struct Events(RingBuf<MapData>);
+
+impl Events {
+    /// Those since the last call.
+    pub fn drain(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        while let Some(item) = self.0.next() {
+            if item.len() >= size_of::<Event>() {
+                events.push(read_plain(&item));
+            }
+        }
+        events
+    }
+
+    /// Readable when there is one.
+    pub fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// Records of the iterator and of the ring buffer: repr(C), integers only.
+trait Plain: Copy {}
+impl Plain for SocketRecord {}
+impl Plain for Event {}
+
+fn read_plain<T: Plain>(bytes: &[u8]) -> T {
+    assert!(bytes.len() >= size_of::<T>());
+    // SAFETY: long enough, any bytes are a value of a Plain type, and the read need not be aligned.
+    unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) }
+}
+
+fn tracepoint_of(program: &str) -> &'static str {
+    match program {
+        "follow_fork" => "sched_process_fork",
+        "follow_exit" => "sched_process_exit",
+        "adopt_on_send" => "sock_send_length",
+        "adopt_on_receive" => "sock_recv_length",
+        _ => "tcp_rcv_space_adjust",
+    }
+}
+
+/// Why the kernel refused a program, without the pages of the verifier's log.
+fn refusal(name: &str, cause: &ProgramError) -> Error {
+    let ProgramError::LoadError { io_error, verifier_log } = cause else {
+        return Error::caused(Kind::NoBackend, format!("load eBPF program {name}"), cause);
+    };
+    if io_error.kind() == io::ErrorKind::PermissionDenied && io_error.raw_os_error() == Some(libc::EPERM) {
+        return Error::caused(
+            Kind::NotPermitted,
+            format!(
+                "load eBPF program {name}: the kernel does not permit it, lockdown or a missing capability ({})",
+                caps::mend(&caps::FOR_EBPF)
+            ),
+            io_error,
+        );
+    }
+    let log = verifier_log.to_string();
+    let lines: Vec<_> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let said = lines
+        .iter()
+        .find(|line| line.contains("unknown func") || line.contains("invalid func"))
+        .or_else(|| lines.iter().rev().find(|line| !line.starts_with("processed ")))
+        .copied()
+        .unwrap_or("nothing");
+    Error::caused(Kind::NoBackend, format!("load eBPF program {name}: the verifier says '{said}'"), io_error)
+}

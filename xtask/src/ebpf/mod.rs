@@ -1,0 +1,125 @@
+//! `cargo xtask build-ebpf`: the object that the binary embeds.
+//!
+//! It is committed, because a user has a stable toolchain only, and built so that the same sources
+//! and tools give the same bytes in any folder: `--check` holds the committed one against that.
+
+mod inspect;
+#[path = "../../../chadthrottle/bpf/provenance.rs"]
+mod provenance;
+mod toolchain;
+
+use crate::sh;
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use provenance::{OBJECT, PROVENANCE, Provenance, sha256, source_hash};
+use std::{fs, path::Path, process::Command};
+use toolchain::Toolchain;
+
+const TARGET: &str = "bpfel-unknown-none";
+
+/// What `build-ebpf` takes.
+#[derive(Args)]
+pub struct Options {
+    /// Write nothing; compare what the sources give with the committed object
+    #[arg(long)]
+    check: bool,
+    /// Take this toolchain, not the first that is there
+    #[arg(long, value_enum)]
+    toolchain: Option<Kind>,
+}
+
+/// Where the compiler comes from.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// rustc-web of Debian, with a ready `core` for the target
+    Debian,
+    /// A rustup nightly with rust-src, which builds `core` itself
+    Nightly,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    let root = crate::root();
+    let toolchain = Toolchain::find_or_install(options.toolchain)?;
+    eprintln!("xtask: eBPF toolchain: {}", toolchain.describe());
+
+    let object = build(&root, &toolchain)?;
+    let now = Provenance {
+        object: sha256(&object),
+        sources: source_hash(&root).context("hash the eBPF sources")?,
+        toolchain: toolchain.versions.clone(),
+    };
+    if options.check {
+        return check(&root, &now);
+    }
+    write(&root.join(OBJECT), &object)?;
+    let text = format!("# Written by `cargo xtask build-ebpf`.\n{}", toml::to_string(&now)?);
+    write(&root.join(PROVENANCE), text.as_bytes())?;
+    println!("{OBJECT}: {} bytes, sha256 {}", object.len(), now.object);
+    Ok(())
+}
+
+fn write(path: &Path, contents: &[u8]) -> Result<()> {
+    fs::write(path, contents).with_context(|| format!("write {}", path.display()))
+}
+
+/// Compiles, links, refuses what cannot be loaded, strips.
+fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
+    let target_dir = root.join("target/ebpf");
+    let mut cargo = toolchain.cargo();
+    cargo
+        .current_dir(root.join("chadthrottle-ebpf"))
+        .args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"])
+        .arg(&target_dir)
+        .arg("--config")
+        .arg(remap(root, toolchain)?);
+    sh::run(&mut cargo).context("build the eBPF programs")?;
+
+    let linked = target_dir.join(TARGET).join("release/chadthrottle");
+    let bytes = fs::read(&linked).with_context(|| format!("read {}", linked.display()))?;
+    inspect::refuse_panics(&bytes)?;
+
+    let stripped = target_dir.join("chadthrottle.bpf.o");
+    sh::run(Command::new(&toolchain.objcopy).arg("--strip-unneeded").arg(&linked).arg(&stripped))?;
+    fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))
+}
+
+/// The paths of this machine that would end up in the object's line information, by fixed names.
+/// Given as configuration: it adds to the flags of the crate's own, where RUSTFLAGS would replace them.
+fn remap(root: &Path, toolchain: &Toolchain) -> Result<String> {
+    let mut flags = vec![
+        format!("--remap-path-prefix={}=/chadthrottle", root.display()),
+        format!("--remap-path-prefix={}=/cargo", toolchain::cargo_home()?.display()),
+    ];
+    for source in toolchain.library_sources() {
+        flags.push(format!("--remap-path-prefix={}=/rustc", source.display()));
+    }
+    let flags = toml::Value::from(flags);
+    Ok(format!("target.{TARGET}.rustflags={flags}"))
+}
+
+fn check(root: &Path, now: &Provenance) -> Result<()> {
+    let committed = Provenance::read(root).with_context(|| format!("read {PROVENANCE}"))?;
+    if committed.sources != now.sources {
+        bail!("the eBPF sources changed after {OBJECT} was built: run `cargo xtask build-ebpf` and commit");
+    }
+    let object = fs::read(root.join(OBJECT)).with_context(|| format!("read {OBJECT}"))?;
+    if sha256(&object) != committed.object {
+        bail!("{OBJECT} is not the one that {PROVENANCE} describes: run `cargo xtask build-ebpf` and commit");
+    }
+    if now.object == committed.object {
+        println!("build-ebpf: the same sources give the same bytes, sha256 {}", now.object);
+    } else if now.toolchain != committed.toolchain {
+        println!(
+            "build-ebpf: TOOLCHAIN DIFFERS, bytes not comparable; test what `cargo xtask build-ebpf` makes here\n  \
+             committed: {:?}\n  here:      {:?}",
+            committed.toolchain, now.toolchain
+        );
+    } else {
+        bail!(
+            "the same sources and tools gave other bytes: {OBJECT} has {}, built now {}",
+            committed.object,
+            now.object
+        );
+    }
+    Ok(())
+}

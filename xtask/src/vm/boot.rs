@@ -1,0 +1,127 @@
+//! Boots a machine, shows what it prints, and reads the result from it.
+
+use crate::counts::Counts;
+use anyhow::{Context, Result};
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Write},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
+    thread,
+    time::{Duration, Instant},
+};
+
+/// What a machine said.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// `uname -r`, when it booted.
+    pub release: Option<String>,
+    /// The sum of its `test result:` lines.
+    pub counts: Option<Counts>,
+    /// Exit code of the tests; None when the machine never came that far.
+    pub exit: Option<i32>,
+    /// How long it ran.
+    pub seconds: f64,
+}
+
+impl Outcome {
+    /// Tests ran, none failed, and none was skipped.
+    pub fn passed(&self) -> bool {
+        let counts = self.counts.unwrap_or_default();
+        self.exit == Some(0) && counts.passed > 0 && counts.failed == 0 && counts.ignored == 0
+    }
+
+    fn learn(&mut self, line: &str) {
+        if let Some(release) = line.strip_prefix("guest: kernel ") {
+            self.release = Some(release.to_owned());
+        } else if let Some(code) = line.strip_prefix("guest: exit ") {
+            self.exit = code.parse().ok();
+        } else if let Some(counts) = Counts::parse(line) {
+            *self.counts.get_or_insert_default() += counts;
+        }
+    }
+}
+
+/// The machine; gone with this value.
+struct Machine(Child);
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // Both fail only when it is gone already.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Boots, and waits for the end of the machine or of its time.
+pub fn boot(name: &str, vmlinuz: &Path, initramfs: &Path, log: &Path, limit: Duration) -> Result<Outcome> {
+    println!("xtask: booting Linux {name}");
+    let start = Instant::now();
+    let mut machine = Machine(
+        Command::new("qemu-system-x86_64")
+            // Not kvm: what it does to a guest depends on the host, and nested it often does not work at all.
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
+            .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"])
+            .arg("-kernel")
+            .arg(vmlinuz)
+            .arg("-initrd")
+            .arg(initramfs)
+            .args(["-append", "console=ttyS0 panic=-1 quiet loglevel=3"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("start qemu-system-x86_64")?,
+    );
+    let lines = lines(machine.0.stdout.take().context("the machine has no console")?);
+    let mut log = File::create(log).with_context(|| format!("create {}", log.display()))?;
+    let mut outcome = Outcome::default();
+    loop {
+        match lines.recv_timeout(limit.saturating_sub(start.elapsed())) {
+            Ok(line) => {
+                println!("[{name}] {line}");
+                writeln!(log, "{line}").context("write the machine's log")?;
+                outcome.learn(&line);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                println!("[{name}] not done after {} s: stopped", limit.as_secs());
+                outcome.exit = None;
+                break;
+            }
+        }
+    }
+    outcome.seconds = start.elapsed().as_secs_f64();
+    Ok(outcome)
+}
+
+/// Reads in a thread, so that a silent machine can be given up.
+fn lines(console: impl std::io::Read + Send + 'static) -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            if sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_passes_only_when_tests_ran_to_their_end() {
+        let mut outcome = Outcome::default();
+        outcome.learn("guest: kernel 6.1.0-50-cloud-amd64");
+        outcome.learn("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+        assert!(!outcome.passed());
+        outcome.learn("guest: exit 0");
+        assert!(outcome.passed());
+        outcome.learn("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out");
+        assert!(!outcome.passed());
+    }
+}
