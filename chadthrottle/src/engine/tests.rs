@@ -1,11 +1,11 @@
 //! The engine over made-up backends, whose kernel is a thread-local table.
 
-use std::{cell::RefCell, collections::BTreeMap, process::Command};
+use std::{cell::RefCell, collections::BTreeMap, os::fd::RawFd, process::Command};
 
 use super::*;
 use crate::{
     backend::{Applied, Checked, Priority, Probe},
-    model::{Counters, Limit},
+    model::{Counters, EscapeKind, Limit},
 };
 
 type Key = (&'static str, Direction, u64);
