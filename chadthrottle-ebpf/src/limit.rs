@@ -84,13 +84,103 @@ unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool) {
     }
 }
 
-/// One bucket of a packet, as it was found.
-#[derive(Clone, Copy)]
-struct Held {
+/// A packet that a limit may hold.
+struct Packet<'a> {
+    ctx: &'a SkBuffContext,
+    direction: usize,
+    now_ns: u64,
+    wire: Wire,
+    /// TCP that may be an acknowledgement, or opens or closes a connection.
+    small: bool,
+}
+
+/// A limit's bucket, as the packet found it.
+struct Found {
     bucket: *mut TokenBucket,
     rate: NonZeroU64,
     now: u64,
     seen: u64,
+}
+
+impl Packet<'_> {
+    /// `None`: no such limit any more, or none in this direction.
+    #[inline(always)]
+    unsafe fn find<const CAS: bool>(&self, id: u64) -> Option<Found> {
+        // SAFETY: a map value of two elements, direction 0 or 1.
+        unsafe {
+            let bucket = CGROUP_BUCKETS.get_ptr_mut(id)?.cast::<TokenBucket>().add(self.direction);
+            let rate = NonZeroU64::new((*bucket).rate_bps)?;
+            let now = ticks(self.now_ns, (*bucket).epoch_ns);
+            let seen = MapWord::<CAS>(&raw mut (*bucket).virtual_time).load();
+            Some(Found { bucket, rate, now, seen })
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn has_room(&self, found: &Found) -> bool {
+        if has_room(found.seen, found.now, 0) {
+            return true;
+        }
+        // SAFETY: the pointer came from the map in this run.
+        unsafe {
+            self.small
+                && (has_room(found.seen, found.now, (*found.bucket).small_ticks)
+                    || has_room(found.seen, found.now, (*found.bucket).urgent_ticks)
+                        && packet::is_urgent(self.ctx))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn charge<const CAS: bool>(&self, id: u64, found: &Found) {
+        // SAFETY: as above.
+        unsafe {
+            let word = MapWord::<CAS>(&raw mut (*found.bucket).virtual_time);
+            let cost = cost(self.wire.bytes, found.rate);
+            charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
+            count(id, self.direction, self.wire, true);
+        }
+    }
+
+    /// One limit, which is the usual case.
+    #[inline(always)]
+    unsafe fn pass_one<const CAS: bool>(&self, id: u64) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let Some(found) = self.find::<CAS>(id) else { return true };
+            let passes = self.has_room(&found);
+            if passes {
+                self.charge::<CAS>(id, &found);
+            } else {
+                count(id, self.direction, self.wire, false);
+            }
+            passes
+        }
+    }
+
+    /// Nested limits: all are asked, then all are charged.
+    #[inline(always)]
+    unsafe fn pass_all<const CAS: bool>(&self, ids: &[u64; MAX_NESTED]) -> bool {
+        let mut passes = true;
+        // SAFETY: as above.
+        unsafe {
+            for id in ids {
+                if let Some(found) = self.find::<CAS>(*id)
+                    && !self.has_room(&found)
+                {
+                    passes = false;
+                    count(*id, self.direction, self.wire, false);
+                }
+            }
+            if passes {
+                for id in ids {
+                    if let Some(found) = self.find::<CAS>(*id) {
+                        self.charge::<CAS>(*id, &found);
+                    }
+                }
+            }
+        }
+        passes
+    }
 }
 
 /// `None`: not limited, let it pass.
@@ -122,41 +212,21 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         }
         let tcp = (*socket).protocol == IPPROTO_TCP;
         let wire = packet::wire(ctx);
-        let small = tcp && wire.bytes <= SMALL_PACKET;
-
-        // All are asked, then all are charged.
-        let mut held = [None::<Held>; MAX_NESTED];
-        let mut room = true;
-        for (id, held) in tag.limits.iter().zip(&mut held) {
-            if *id == 0 {
-                break;
-            }
-            let Some(pair) = CGROUP_BUCKETS.get_ptr_mut(*id) else { continue };
-            let bucket = pair.cast::<TokenBucket>().add(direction);
-            let Some(rate) = NonZeroU64::new((*bucket).rate_bps) else { continue };
-            let now = ticks(now_ns, (*bucket).epoch_ns);
-            let seen = MapWord::<CAS>(&raw mut (*bucket).virtual_time).load();
-            let passes = has_room(seen, now, if small { (*bucket).small_ticks } else { 0 })
-                || small && has_room(seen, now, (*bucket).urgent_ticks) && packet::is_urgent(ctx);
-            if passes {
-                *held = Some(Held { bucket, rate, now, seen });
-            } else {
-                room = false;
-                count(*id, direction, wire, false);
-            }
-        }
-        if !room {
-            // TCP keeps a segment that was refused and tries again; UDP's sender must not see an error.
-            return Some(if direction == UPLOAD && !tcp { DROP_AND_SLOW_DOWN } else { DROP });
-        }
-        for (id, held) in tag.limits.iter().zip(&held) {
-            if let Some(Held { bucket, rate, now, seen }) = *held {
-                let word = MapWord::<CAS>(&raw mut (*bucket).virtual_time);
-                charge(&word, seen, now, cost(wire.bytes, rate), (*bucket).capacity_ticks);
-                count(*id, direction, wire, true);
-            }
-        }
-        Some(PASS)
+        let packet = Packet { ctx, direction, now_ns, wire, small: tcp && wire.bytes <= SMALL_PACKET };
+        let passes = if tag.limits[1] == 0 {
+            packet.pass_one::<CAS>(tag.limits[0])
+        } else {
+            packet.pass_all::<CAS>(&tag.limits)
+        };
+        Some(if passes {
+            PASS
+        } else if direction == UPLOAD && !tcp {
+            // The sender must not see an error.
+            DROP_AND_SLOW_DOWN
+        } else {
+            // On upload TCP keeps the segment and tries again.
+            DROP
+        })
     }
 }
 

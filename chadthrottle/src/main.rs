@@ -1,3 +1,7 @@
 //! The `chadthrottle` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    chadthrottle::cli::main()
+}

@@ -5,6 +5,7 @@ mod limit;
 mod rate;
 mod report;
 mod target;
+pub mod text;
 
 pub use direction::{Direction, PerDirection};
 pub use limit::{Limit, LimitId};

@@ -1,1 +1,78 @@
-//! Tables and JSON: the only code that writes results to stdout.
+//! Tables, JSON and messages: the only code that writes to stdout and stderr.
+//!
+//! Results go to stdout, everything else to stderr. Text from outside passes [`escape`] before it is put
+//! into either. Nobody reading any more is no error: `chadthrottle status | head -1` just ends.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+pub mod backends;
+pub mod limits;
+pub mod number;
+pub mod table;
+
+use crate::error::{Context, Error, Result};
+pub use crate::model::text::escape;
+
+/// Version of all JSON; changes when a reader of the old one would misread the new.
+pub const SCHEMA: &str = "chadthrottle/1";
+
+const ERROR: anstyle::Style = anstyle::AnsiColor::Red.on_default().bold();
+const WARNING: anstyle::Style = anstyle::AnsiColor::Yellow.on_default().bold();
+/// Headings of tables.
+pub const HEADING: anstyle::Style = anstyle::Style::new().bold();
+
+#[derive(Serialize)]
+struct Document<'a, T> {
+    schema: &'static str,
+    kind: &'a str,
+    #[serde(flatten)]
+    body: &'a T,
+}
+
+/// Writes `{"schema": …, "kind": kind, …body}` as one line to stdout.
+pub fn json<T: Serialize>(kind: &str, body: &T) -> Result<()> {
+    let document = Document { schema: SCHEMA, kind, body };
+    let mut line = serde_json::to_string(&document)
+        .map_err(|error| Error::failed(format!("write {kind} as JSON: {error}")))?;
+    line.push('\n');
+    finish(io::stdout().lock().write_all(line.as_bytes()))
+}
+
+/// Writes a result to stdout, without its colours where they are not wanted.
+pub fn result(text: &str) -> Result<()> {
+    let mut stdout = anstream::stdout().lock();
+    finish(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+}
+
+fn finish(written: io::Result<()>) -> Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("write to stdout"),
+    }
+}
+
+/// Writes a line to stderr.
+pub fn message(text: &str) {
+    // There is nowhere to tell that stderr is gone.
+    let _ = writeln!(anstream::stderr(), "{text}");
+}
+
+/// Writes `warning: …` to stderr.
+pub fn warning(text: &str) {
+    message(&format!("{WARNING}warning:{WARNING:#} {}", escape(text)));
+}
+
+/// Writes `error: …` to stderr, the whole chain, then how to mend it if that is known.
+pub fn error(error: &Error, hint: Option<&str>) {
+    message(&format!("{ERROR}error:{ERROR:#} {}", escape_lines(&error.to_string())));
+    if let Some(hint) = hint {
+        message(&format!("hint: {}", escape(hint)));
+    }
+}
+
+/// [`escape`] for text that may have several lines.
+pub fn escape_lines(text: &str) -> String {
+    text.split('\n').map(escape).collect::<Vec<_>>().join("\n")
+}

@@ -170,7 +170,7 @@ fn linker(kind: Kind, major: &str) -> Result<PathBuf> {
     install.args(["install", LINKER, "--version", LINKER_VERSION, "--locked", "--force"]);
     match kind {
         Kind::Debian => {
-            apt::ensure(&[&format!("llvm-{major}-dev")], "building bpf-linker")?;
+            apt::ensure(&[&format!("llvm-{major}-dev"), "g++", "zlib1g-dev"], "building bpf-linker")?;
             let prefix = format!("/usr/lib/llvm-{major}");
             install
                 .args(["--no-default-features", "--features", &format!("llvm-{major}")])
