@@ -1,1 +1,506 @@
-//! Requests become limits, limits go to backends.
+//! Requests become limits, limits go to backends; the engine is the only owner of that state.
+//!
+//! It knows neither sockets nor screens: whoever runs it calls [`Engine::set`] and its siblings for
+//! clients, [`Engine::tick`] when [`Engine::next_due`] has come, [`Engine::renew`] at least once a
+//! second and [`Engine::collect_ended`] when a [`Engine::wake_fds`] descriptor is readable, and passes on
+//! the [`Event`]s that these return.
+
+mod held;
+mod meter;
+mod place;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    os::fd::RawFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use self::{
+    held::Held,
+    place::{Manner, Want},
+};
+use crate::{
+    backend::{Backend, Driver, Site, select::Known},
+    error::{Error, Kind, Result},
+    kernel::{fault, process},
+    model::{Direction, Escape, EscapeKind, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
+    owner::protocol::{EndReason, LimitRequest},
+};
+
+/// How often a limit is looked at.
+const CHECK_PERIOD: Duration = Duration::from_secs(1);
+/// How long one [`Engine::tick`] may check limits before others get their turn.
+const CHECK_BUDGET: Duration = Duration::from_millis(5);
+/// Checks in a row that must fail before that counts as an escape.
+const CHECK_PATIENCE: u32 = 3;
+/// Longest duration of a limit.
+const MAX_DURATION: f64 = 10.0 * 365.0 * 86_400.0;
+
+/// A client of the owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ClientId(pub u64);
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub struct Asker {
+    /// The limits end with this client, unless detached.
+    pub client: ClientId,
+    /// Its process.
+    pub pid: u32,
+}
+
+/// Something happened to a limit.
+#[derive(Debug)]
+pub struct Event {
+    /// Whose limit it is; `None`: a detached one.
+    pub client: Option<ClientId>,
+    /// Which.
+    pub id: LimitId,
+    /// What.
+    pub what: What,
+}
+
+/// What happened to a limit.
+#[derive(Debug)]
+pub enum What {
+    /// Traffic got past it; the first of this kind.
+    Escaped(Escape),
+    /// It is over.
+    Ended {
+        /// Why.
+        reason: EndReason,
+        /// As it was.
+        last: Box<LimitReport>,
+    },
+}
+
+/// A backend that holds limits of one direction, or did.
+struct Opened {
+    driver: &'static Driver,
+    direction: Direction,
+    backend: Box<dyn Backend>,
+}
+
+/// All limits of the host. Dropping it ends them.
+pub struct Engine {
+    site: Site,
+    drivers: &'static [Driver],
+    known: Known,
+    opened: Vec<Opened>,
+    limits: BTreeMap<LimitId, Held>,
+    /// When limits are to be looked at, and when they end.
+    checks: BTreeSet<(Instant, LimitId)>,
+    ends: BTreeSet<(Instant, LimitId)>,
+    /// Limits that are over but that a backend failed to remove; tried again with every renewal.
+    leftovers: Vec<(usize, LimitId)>,
+    last_id: u64,
+}
+
+impl Engine {
+    /// Without limits; backends are opened when the first limit wants them.
+    pub fn new(site: Site, drivers: &'static [Driver]) -> Self {
+        Self {
+            site,
+            drivers,
+            known: Known::default(),
+            opened: Vec::new(),
+            limits: BTreeMap::new(),
+            checks: BTreeSet::new(),
+            ends: BTreeSet::new(),
+            leftovers: Vec::new(),
+            last_id: 0,
+        }
+    }
+
+    /// Whether no limit is in force.
+    pub fn is_empty(&self) -> bool {
+        self.limits.is_empty()
+    }
+
+    /// Brings a limit into force; when this returns, it is verified. The report, and what the user
+    /// should know: backends that failed, a direction that could not be had. After an error nothing has
+    /// changed. A detached limit of the very same targets is changed to what is asked for now.
+    pub fn set(&mut self, request: &LimitRequest, asker: Asker) -> Result<(LimitReport, Vec<String>)> {
+        self.same_site(&request.site)?;
+        validate(&request.rates)?;
+        let duration = request.duration.map(valid_duration).transpose()?;
+        let name = valid_targets(&request.targets)?;
+        let mut targets: Vec<Target> = Vec::new();
+        for target in &request.targets {
+            if !targets.contains(target) {
+                targets.push(target.clone());
+            }
+        }
+        let wanted = PerDirection::from_fn(|direction| match request.rates.get(direction) {
+            Some(rate) => Want::Rate(*rate, request.backends.get(direction).clone()),
+            None => Want::Nothing,
+        });
+        let manner = Manner { no_fallback: request.no_fallback, partial: request.partial };
+
+        let twin = request.detach.then(|| self.detached_twin(&targets)).flatten();
+        let (mut held, is_new) = match twin.and_then(|id| self.take(id)) {
+            Some(held) => (held, false),
+            None => (self.fresh(targets, name, asker, request.detach), true),
+        };
+        let result = self.establish(&mut held, &wanted, manner);
+        match result {
+            Ok(notices) => {
+                fault::point("owner.limited");
+                let now = Instant::now();
+                if is_new {
+                    held.set_at = now;
+                    held.next_check = now + CHECK_PERIOD;
+                }
+                held.client_pid = asker.pid;
+                held.ends_at = duration.map(|duration| now + duration);
+                let report = held.report(now);
+                self.put(held);
+                Ok((report, notices))
+            }
+            Err(error) => {
+                if !is_new {
+                    self.put(held);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives a limit new rates without a gap; a direction without a rate stays as it is.
+    /// [`Kind::NotFound`] for an unknown id. After an error nothing has changed.
+    pub fn change(
+        &mut self,
+        id: LimitId,
+        rates: &PerDirection<Option<Rate>>,
+    ) -> Result<(LimitReport, Vec<String>)> {
+        validate(rates)?;
+        let mut held =
+            self.take(id).ok_or_else(|| Error::new(Kind::NotFound, format!("no limit has the id {id}")))?;
+        let wanted = PerDirection::from_fn(|direction| match rates.get(direction) {
+            Some(rate) => Want::Rate(*rate, None),
+            None => Want::Keep,
+        });
+        let result = self.establish(&mut held, &wanted, Manner::default());
+        let report = held.report(Instant::now());
+        self.put(held);
+        result.map(|notices| (report, notices))
+    }
+
+    /// All limits in force, with the counters of this moment.
+    pub fn status(&mut self, now: Instant) -> StatusReport {
+        for held in self.limits.values_mut() {
+            read_counters(&mut self.opened, held);
+        }
+        StatusReport { limits: self.limits.values().map(|held| held.report(now)).collect() }
+    }
+
+    /// Ends the limits whose targets are all in the list, or all limits if it is empty.
+    pub fn clear(&mut self, targets: &[Target], now: Instant) -> Vec<Event> {
+        let named = |held: &&Held| held.targets.iter().all(|target| targets.contains(target));
+        let ids: Vec<_> = self
+            .limits
+            .values()
+            .filter(|held| targets.is_empty() || named(held))
+            .map(|held| held.id)
+            .collect();
+        self.end_each(ids, EndReason::Cleared, now)
+    }
+
+    /// Ends a client's limits that are not detached; how many there were.
+    pub fn client_gone(&mut self, client: ClientId) -> usize {
+        let ids: Vec<_> =
+            self.limits.values().filter(|held| held.client == Some(client)).map(|held| held.id).collect();
+        ids.into_iter().filter_map(|id| self.end(id)).count()
+    }
+
+    /// Ends everything because the owner stops.
+    pub fn stop(&mut self, now: Instant) -> Vec<Event> {
+        let ids = self.limits.keys().copied().collect();
+        self.end_each(ids, EndReason::OwnerStopped, now)
+    }
+
+    /// When [`Engine::tick`] has something to do.
+    pub fn next_due(&self) -> Option<Instant> {
+        let first = |set: &BTreeSet<(Instant, LimitId)>| set.first().map(|(time, _)| *time);
+        [first(&self.ends), first(&self.checks)].into_iter().flatten().min()
+    }
+
+    /// Ends limits whose duration is over, then checks those that are due, a few milliseconds long: more
+    /// may be due at once.
+    pub fn tick(&mut self, now: Instant) -> Vec<Event> {
+        let over: Vec<_> = self.ends.iter().take_while(|(end, _)| *end <= now).map(|(_, id)| *id).collect();
+        let mut events = self.end_each(over, EndReason::Duration, now);
+        let begun = Instant::now();
+        while let Some(&(due, id)) = self.checks.first()
+            && due <= now
+        {
+            events.extend(self.check(id, now));
+            if begun.elapsed() >= CHECK_BUDGET {
+                break;
+            }
+        }
+        events
+    }
+
+    /// Extends the leases of all backends. One that can't be extended is an escape of its limits.
+    pub fn renew(&mut self) -> Vec<Event> {
+        let mut events = Vec::new();
+        for index in 0..self.opened.len() {
+            let Err(error) = self.opened[index].backend.renew() else { continue };
+            tracing::error!("renew the lease of {}: {error}", self.opened[index].driver.name);
+            let message = format!("the limit runs out, its lease can't be renewed: {error}");
+            let escape = Escape { kind: EscapeKind::DeadLink, message };
+            for held in self.limits.values_mut() {
+                let placed = held.directions.get(self.opened[index].direction);
+                if placed.as_ref().is_some_and(|placed| placed.opened == index) && held.note(&escape) {
+                    events.push(escaped(held, escape.clone()));
+                }
+            }
+        }
+        for (opened, id) in std::mem::take(&mut self.leftovers) {
+            self.lift(opened, id);
+        }
+        events
+    }
+
+    /// Ends the limits whose target has ended.
+    pub fn collect_ended(&mut self, now: Instant) -> Vec<Event> {
+        let mut ids = BTreeSet::new();
+        for opened in &mut self.opened {
+            match opened.backend.ended() {
+                Ok(ended) => ids.extend(ended),
+                Err(error) => tracing::error!("ask {} which targets ended: {error}", opened.driver.name),
+            }
+        }
+        self.end_each(ids.into_iter().collect(), EndReason::TargetEnded, now)
+    }
+
+    /// Descriptors that become readable when [`Engine::collect_ended`] may have something to say.
+    pub fn wake_fds(&self) -> impl Iterator<Item = RawFd> {
+        self.opened.iter().filter_map(|opened| opened.backend.wake_fd())
+    }
+
+    /// An owner works at one place; a client that wants another has to be told.
+    fn same_site(&self, wanted: &Site) -> Result<()> {
+        let place = |site: &Site| site.cgroup_root.as_deref().map(resolved);
+        if place(&self.site) == place(wanted) {
+            return Ok(());
+        }
+        let name = |site: &Site| match &site.cgroup_root {
+            Some(path) => format!("cgroup root {}", path.display()),
+            None => "the root of the cgroup2 mount".to_owned(),
+        };
+        Err(Error::failed(format!(
+            "the owner that runs here works at {}, not at {}: end its limits first, or use another --runtime-dir",
+            name(&self.site),
+            name(wanted)
+        )))
+    }
+
+    fn detached_twin(&self, targets: &[Target]) -> Option<LimitId> {
+        let twin = |held: &&Held| {
+            held.detached
+                && held.targets.len() == targets.len()
+                && held.targets.iter().all(|target| targets.contains(target))
+        };
+        self.limits.values().find(twin).map(|held| held.id)
+    }
+
+    fn fresh(&mut self, targets: Vec<Target>, name: String, asker: Asker, detached: bool) -> Held {
+        self.last_id += 1;
+        let now = Instant::now();
+        Held {
+            id: LimitId(self.last_id),
+            targets,
+            name,
+            directions: PerDirection::default(),
+            detached,
+            client: (!detached).then_some(asker.client),
+            client_pid: asker.pid,
+            set_at: now,
+            ends_at: None,
+            next_check: now + CHECK_PERIOD,
+            escapes: Vec::new(),
+            failed_checks: 0,
+        }
+    }
+
+    /// Out of the books; the kernel does not notice.
+    fn take(&mut self, id: LimitId) -> Option<Held> {
+        let held = self.limits.remove(&id)?;
+        self.checks.remove(&(held.next_check, id));
+        if let Some(end) = held.ends_at {
+            self.ends.remove(&(end, id));
+        }
+        Some(held)
+    }
+
+    fn put(&mut self, held: Held) {
+        self.checks.insert((held.next_check, held.id));
+        if let Some(end) = held.ends_at {
+            self.ends.insert((end, held.id));
+        }
+        self.limits.insert(held.id, held);
+    }
+
+    /// Removes a limit from a backend, and remembers it if that fails.
+    fn lift(&mut self, opened: usize, id: LimitId) {
+        let Opened { driver, direction, backend } = &mut self.opened[opened];
+        if let Err(error) = backend.remove(id) {
+            tracing::error!("remove limit {id} from {} ({direction}): {error}", driver.name);
+            self.leftovers.push((opened, id));
+        }
+    }
+
+    /// Ends a limit and returns it with its last counters.
+    fn end(&mut self, id: LimitId) -> Option<Held> {
+        let mut held = self.take(id)?;
+        read_counters(&mut self.opened, &mut held);
+        for (_, placed) in held.directions.iter() {
+            if let Some(placed) = placed {
+                self.lift(placed.opened, id);
+            }
+        }
+        Some(held)
+    }
+
+    fn end_each(&mut self, ids: Vec<LimitId>, reason: EndReason, now: Instant) -> Vec<Event> {
+        let mut events = Vec::new();
+        for id in ids {
+            if let Some(held) = self.end(id) {
+                tracing::info!("limit {id} ended: {reason:?}");
+                let last = Box::new(held.report(now));
+                events.push(Event { client: held.client, id, what: What::Ended { reason, last } });
+            }
+        }
+        events
+    }
+
+    /// Looks at one limit: counters, escapes, and whether its target is still there.
+    fn check(&mut self, id: LimitId, now: Instant) -> Vec<Event> {
+        let Some(mut held) = self.take(id) else { return Vec::new() };
+        held.next_check = now + CHECK_PERIOD;
+        let mut seen = Vec::new();
+        let mut failure = None;
+        for direction in Direction::ALL {
+            let Some(placed) = held.directions.get_mut(direction) else { continue };
+            let backend = &mut self.opened[placed.opened].backend;
+            let looked = backend.stats(id).and_then(|counters| Ok((counters, backend.check(id)?)));
+            match looked {
+                Ok((counters, checked)) => {
+                    placed.counters = counters;
+                    placed.meter.record(Instant::now().max(now), counters.passed_bytes);
+                    placed.checked(&checked);
+                    seen.extend(checked.escapes);
+                    seen.extend(placed.meter.above(placed.rate()).map(|measured| Escape {
+                        kind: EscapeKind::AboveLimit,
+                        message: format!(
+                            "{direction} ran at {measured} bytes/s over the last three seconds; the limit is {}",
+                            placed.rate().bytes_per_second()
+                        ),
+                    }));
+                }
+                Err(error) => failure = Some(error),
+            }
+        }
+        match failure {
+            None => held.failed_checks = 0,
+            Some(error) => {
+                tracing::warn!("check limit {id}: {error}");
+                held.failed_checks += 1;
+                if held.failed_checks == CHECK_PATIENCE {
+                    let message =
+                        format!("nobody can tell whether the limit holds: its check fails: {error}");
+                    seen.push(Escape { kind: EscapeKind::Unchecked, message });
+                }
+            }
+        }
+        let mut events = Vec::new();
+        for escape in seen {
+            if held.note(&escape) {
+                tracing::warn!("limit {id}: {escape}");
+                events.push(escaped(&held, escape));
+            }
+        }
+        let nobody_left = held.failed_checks == 0 && held.report(now).processes == 0;
+        self.put(held);
+        if nobody_left {
+            events.extend(self.end_each(vec![id], EndReason::TargetEnded, now));
+        }
+        events
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        for opened in self.opened.iter_mut().rev() {
+            if let Err(error) = opened.backend.clear() {
+                tracing::error!("clear {} ({}): {error}", opened.driver.name, opened.direction);
+            }
+        }
+    }
+}
+
+fn escaped(held: &Held, escape: Escape) -> Event {
+    Event { client: held.client, id: held.id, what: What::Escaped(escape) }
+}
+
+/// Old counters are better than none: an error only goes to the log.
+fn read_counters(opened: &mut [Opened], held: &mut Held) {
+    for direction in Direction::ALL {
+        let Some(placed) = held.directions.get_mut(direction) else { continue };
+        match opened[placed.opened].backend.stats(held.id) {
+            Ok(counters) => placed.counters = counters,
+            Err(error) => tracing::warn!("read the {direction} counters of limit {}: {error}", held.id),
+        }
+    }
+}
+
+fn usage(message: impl Into<String>) -> Error {
+    Error::new(Kind::Usage, message)
+}
+
+/// What comes over the wire did not go through [`Rate::new`].
+fn validate(rates: &PerDirection<Option<Rate>>) -> Result<()> {
+    let mut some = false;
+    for (direction, rate) in rates.iter() {
+        let Some(rate) = rate else { continue };
+        some = true;
+        if Rate::new(rate.bytes_per_second()).is_none() {
+            return Err(usage(format!(
+                "a {direction} rate of {} bytes/s is out of range",
+                rate.bytes_per_second()
+            )));
+        }
+    }
+    if some { Ok(()) } else { Err(usage("a limit needs a rate in at least one direction")) }
+}
+
+fn valid_duration(seconds: f64) -> Result<Duration> {
+    // Not a number fails the comparison, too.
+    if seconds > 0.0 && seconds <= MAX_DURATION {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(usage(format!("a duration of {seconds} s is out of range")))
+    }
+}
+
+/// All targets must be there. Returns the first one's name.
+fn valid_targets(targets: &[Target]) -> Result<String> {
+    let mut first = None;
+    for target in targets {
+        let (Target::Pid(pid) | Target::Tree(pid)) = target;
+        let name = process::target(*pid)?;
+        first.get_or_insert(name);
+    }
+    first.ok_or_else(|| usage("a limit needs a target"))
+}
+
+/// The place a path means; one that can't be found means itself.
+fn resolved(path: &Path) -> PathBuf {
+    fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}

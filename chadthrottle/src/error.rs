@@ -34,7 +34,7 @@ impl Kind {
 }
 
 /// A failed operation, with its cause. The chain is printed once, in `main`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Error {
     /// Decides the exit code.
     pub kind: Kind,

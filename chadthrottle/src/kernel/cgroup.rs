@@ -65,6 +65,11 @@ fn unescape(text: &str) -> PathBuf {
 /// # Errors
 /// [`Kind::NotFound`] when there is no such process, [`Kind::NoBackend`] without a cgroup2 mount.
 pub fn get_cgroup_path(pid: u32) -> Result<PathBuf> {
+    path_below(&mount()?, pid)
+}
+
+/// [`get_cgroup_path`] where the mount is known.
+pub fn path_below(mount: &Path, pid: u32) -> Result<PathBuf> {
     let file = format!("/proc/{pid}/cgroup");
     let text = fs::read_to_string(&file).map_err(|cause| {
         let kind = if cause.kind() == std::io::ErrorKind::NotFound { Kind::NotFound } else { Kind::Failed };
@@ -74,7 +79,7 @@ pub fn get_cgroup_path(pid: u32) -> Result<PathBuf> {
         .lines()
         .find_map(|line| line.strip_prefix("0::"))
         .ok_or_else(|| Error::new(Kind::NoBackend, format!("process {pid} is in no cgroup2")))?;
-    Ok(mount()?.join(path.trim_start_matches('/')))
+    Ok(mount.join(path.trim_start_matches('/')))
 }
 
 /// The kernel's id of a cgroup: the inode number of its directory.

@@ -7,4 +7,6 @@ pub mod cgroup;
 pub mod clock;
 pub mod fault;
 pub mod journal;
+pub mod netlink;
+pub mod netns;
 pub mod process;

@@ -54,6 +54,8 @@ pub enum EscapeKind {
     LeaseExpired,
     /// More passed than the limit allows.
     AboveLimit,
+    /// The live check itself fails, so that nobody can tell.
+    Unchecked,
 }
 
 /// Traffic got past a limit, or may have.

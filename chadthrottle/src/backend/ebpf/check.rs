@@ -27,7 +27,10 @@ use crate::{
 const FRESH: Duration = Duration::from_millis(400);
 
 /// Above so many processes one walk over the whole host is cheaper than one for each.
-const WALK_EACH: usize = 16;
+pub(super) const WALK_EACH: usize = 16;
+
+/// How often others' programs are looked for.
+const FOREIGN_EVERY: Duration = Duration::from_secs(3);
 
 /// Bytes that an untagged socket may have moved without being called an escape: what was accepted, or
 /// passed on, but not used yet.
@@ -160,7 +163,7 @@ impl Holder {
             });
         }
         if let Some(pid) = first {
-            escapes.extend(self.foreign_programs(pid, direction));
+            escapes.extend(self.foreign(id, pid, direction));
         }
         let passed = self.stats(id, direction)?.passed_bytes;
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
@@ -199,6 +202,18 @@ impl Holder {
         }))
     }
 
+    /// [`Self::foreign_programs`], not at every tick.
+    fn foreign(&mut self, id: LimitId, pid: u32, direction: Direction) -> Option<Escape> {
+        if let Some((at, found)) = self.held.get(&id)?.foreign.get(direction)
+            && at.elapsed() < FOREIGN_EVERY
+        {
+            return found.clone();
+        }
+        let found = self.foreign_programs(pid, direction);
+        *self.held.get_mut(&id)?.foreign.get_mut(direction) = Some((Instant::now(), found.clone()));
+        found
+    }
+
     /// Others' programs at the same hook of the process's cgroup.
     fn foreign_programs(&self, pid: u32, direction: Direction) -> Option<Escape> {
         let hook = match direction {
@@ -206,7 +221,7 @@ impl Holder {
             Direction::Download => CgroupHook::Ingress,
         };
         // A cgroup that is hidden from us, or gone: nothing can be said, and nothing is.
-        let path = cgroup::get_cgroup_path(pid).ok()?;
+        let path = cgroup::path_below(&self.mount, pid).ok()?;
         let ids = sys::effective_programs(File::open(&path).ok()?.as_fd(), hook).ok()?;
         let ours = self.loaded.limiter_ids();
         let foreign: Vec<_> = ids.iter().filter(|id| !ours.contains(id)).map(ToString::to_string).collect();

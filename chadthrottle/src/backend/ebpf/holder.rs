@@ -12,7 +12,10 @@ use chadthrottle_common::abi::{
     ThrottleStats, TokenBucket,
 };
 
-use super::{check::Look, members};
+use super::{
+    check::{Look, WALK_EACH},
+    members,
+};
 use crate::{
     backend::{Applied, Site},
     error::{Error, Kind, Result},
@@ -47,6 +50,8 @@ pub(super) struct Held {
     /// Sockets of its processes at the last look, by the kernel's address of the socket.
     pub sockets: HashMap<u64, SocketRecord>,
     pub judge: PerDirection<super::check::Judge>,
+    /// When others' programs were looked for last, and what was found.
+    pub foreign: PerDirection<Option<(Instant, Option<crate::model::Escape>)>>,
 }
 
 /// The programs, and every limit they hold.
@@ -56,6 +61,8 @@ pub(super) struct Holder {
     site: Site,
     /// Where the programs are attached.
     pub cgroup: PathBuf,
+    /// Root of the cgroup2 mount.
+    pub mount: PathBuf,
     /// Zero of every bucket's virtual time.
     epoch_ns: u64,
     state: State,
@@ -88,6 +95,7 @@ impl Holder {
             events,
             site: site.clone(),
             cgroup,
+            mount: cgroup::mount()?,
             epoch_ns: clock::monotonic_ns(),
             state: State { epoch: 1, lease_deadline_ns: 0 },
             unsettled: false,
@@ -114,23 +122,21 @@ impl Holder {
                 targets: limit.targets.clone(),
                 sockets: HashMap::new(),
                 judge: PerDirection::default(),
+                foreign: PerDirection::default(),
             };
             self.make_elements(held.key)?;
             self.held.insert(limit.id, held);
         }
         let done = self.set_rate(limit.id, limit.direction, rate).and_then(|()| {
             fault::point("ebpf.limit-written");
-            if first { self.bring_in(limit.id) } else { Ok(()) }
+            let applied = if first { self.bring_in(limit.id)? } else { self.present(limit.id)? };
+            self.verify(limit.id, limit.direction, rate)?;
+            Ok(applied)
         });
-        match done.and_then(|()| self.verify(limit.id, limit.direction, rate)) {
-            Ok(applied) => Ok(applied),
-            Err(error) => {
-                if first {
-                    self.remove(limit.id, limit.direction)?;
-                }
-                Err(error)
-            }
+        if done.is_err() && first {
+            self.remove(limit.id, limit.direction)?;
         }
+        done
     }
 
     /// Empty elements in the three maps; no program looks at them before a process is entered.
@@ -193,25 +199,41 @@ impl Holder {
     }
 
     /// Puts the processes and their open sockets under a limit.
-    fn bring_in(&mut self, id: LimitId) -> Result<()> {
+    fn bring_in(&mut self, id: LimitId) -> Result<Applied> {
         let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let (key, targets) = (held.key, held.targets.clone());
         let live: HashSet<u64> = self.held.values().map(|held| held.key).collect();
-        members::enter(&mut self.loaded, &targets, key, &live)?;
+        let pids = members::enter(&mut self.loaded, &targets, key, &live)?;
         fault::point("ebpf.process-entered");
         self.bump()?;
+        if pids.len() <= WALK_EACH {
+            for pid in &pids {
+                self.walk_one(*pid)?;
+            }
+        } else {
+            self.loaded.walk_sockets(None)?;
+        }
         // The second walk meets what was on its way from one table to another in the first, and sees
         // which of the sockets tagged in the first are open elsewhere too.
-        self.loaded.walk_sockets(None)?;
-        let records = self.loaded.walk_sockets(None)?;
+        let mut records = self.loaded.walk_sockets(None)?;
         if records.iter().any(|record| record.flags & RECORD_SHARED != 0) {
             self.loaded.watch_shared_sockets()?;
         }
         self.bump()?;
         self.unsettled = true;
-        self.look = Some(Look::new(members::census(&mut self.loaded)?, records, Vec::new()));
+        self.look = None;
         fault::point("ebpf.sockets-tagged");
-        Ok(())
+        records.retain(|record| pids.contains(&record.tgid));
+        let sockets: HashSet<u64> = records.iter().map(|record| record.socket).collect();
+        Ok(Applied { processes: pids.len() as u32, sockets: sockets.len() as u32 })
+    }
+
+    /// What a limit that is in force already holds.
+    fn present(&mut self, id: LimitId) -> Result<Applied> {
+        let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
+        let look = self.look()?;
+        let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
+        Ok(Applied { processes, sockets: look.sockets_of(key) })
     }
 
     fn bump(&mut self) -> Result<()> {
@@ -228,26 +250,16 @@ impl Holder {
     }
 
     /// Reads back what the kernel has.
-    fn verify(&mut self, id: LimitId, direction: Direction, rate: u64) -> Result<Applied> {
+    fn verify(&mut self, id: LimitId, direction: Direction, rate: u64) -> Result<()> {
         let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
         let bucket = self.bucket(key, direction)?;
         if bucket.rate_bps != rate {
-            return Err(Error::failed(format!(
-                "verify limit {id}: the kernel's bucket has {} bytes/s",
-                bucket.rate_bps
-            )));
+            return Err(Error::failed(format!("verify limit {id}: the kernel's bucket has {} bytes/s", bucket.rate_bps)));
         }
-        if let Some(dead) = self.loaded.dead_links()?.first() {
-            return Err(Error::failed(format!(
-                "verify limit {id}: somebody detached {dead} from the cgroup"
-            )));
+        match self.loaded.dead_links()?.first() {
+            Some(dead) => Err(Error::failed(format!("verify limit {id}: somebody detached {dead} from the cgroup"))),
+            None => Ok(()),
         }
-        let look = self.look()?;
-        let processes = look.members.get(&key).map_or(0, Vec::len);
-        if processes == 0 {
-            return Err(Error::new(Kind::NotFound, "the process ended"));
-        }
-        Ok(Applied { processes: processes as u32, sockets: look.sockets_of(key) })
     }
 
     pub fn remove(&mut self, id: LimitId, direction: Direction) -> Result<()> {

@@ -24,28 +24,41 @@ const BPF_EXIST: u64 = 2;
 /// their children then inherit, having been entered.
 const MAX_SCANS: usize = 20;
 
-/// Enters the processes of the targets into limit `key`. `live` tells limits in force from ids left over.
+/// Enters the processes of the targets into limit `key` and returns them. `live` tells limits in force from ids left over.
 ///
 /// # Errors
 /// [`Kind::NotFound`] when none of the targets is alive (any more); [`Kind::Failed`] when a process already
 /// has [`MAX_NESTED`] limits or the map is full. Then none is under the limit.
-pub fn enter(loaded: &mut Loaded, targets: &[Target], key: u64, live: &HashSet<u64>) -> Result<()> {
-    let entered = targets.iter().try_for_each(|target| match *target {
-        Target::Pid(pid) => enter_one(loaded, pid, key, live),
-        Target::Tree(pid) => enter_tree(loaded, pid, key, live),
+pub fn enter(loaded: &mut Loaded, targets: &[Target], key: u64, live: &HashSet<u64>) -> Result<HashSet<u32>> {
+    let mut entered = HashSet::new();
+    let done = targets.iter().try_for_each(|target| match *target {
+        Target::Pid(pid) => {
+            entered.insert(pid);
+            enter_one(loaded, pid, key, live)
+        }
+        Target::Tree(pid) => enter_tree(loaded, pid, key, live, &mut entered),
     });
-    if entered.is_err() {
-        leave(loaded, key)?;
+    match done {
+        Ok(()) => Ok(entered),
+        Err(error) => {
+            leave(loaded, key)?;
+            Err(error)
+        }
     }
-    entered
 }
 
-fn enter_tree(loaded: &mut Loaded, root: u32, key: u64, live: &HashSet<u64>) -> Result<()> {
+fn enter_tree(
+    loaded: &mut Loaded,
+    root: u32,
+    key: u64,
+    live: &HashSet<u64>,
+    entered: &mut HashSet<u32>,
+) -> Result<()> {
     enter_one(loaded, root, key, live)?;
-    let mut known = HashSet::new();
+    entered.insert(root);
     for _ in 0..MAX_SCANS {
         let mut new = process::descendants(Path::new("/proc"), root)?;
-        new.retain(|pid| known.insert(*pid));
+        new.retain(|pid| entered.insert(*pid));
         if new.is_empty() {
             break;
         }

@@ -1,0 +1,265 @@
+//! Brings the directions of a limit into force, all or none.
+
+use std::time::Instant;
+
+use super::{
+    Engine, Opened,
+    held::{Held, Placed},
+    meter::Meter,
+};
+use crate::{
+    backend::{
+        Applied,
+        select::{self, Next},
+    },
+    error::{Error, Kind, Result},
+    model::{Counters, Direction, Limit, LimitId, PerDirection, Rate},
+};
+
+/// What is wanted in one direction.
+#[derive(Clone, Debug)]
+pub(super) enum Want {
+    /// As it is.
+    Keep,
+    /// No limit.
+    Nothing,
+    /// A limit, by the named backend or the best.
+    Rate(Rate, Option<String>),
+}
+
+/// How to get there.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Manner {
+    pub no_fallback: bool,
+    pub partial: bool,
+}
+
+/// Steps back.
+enum Undo {
+    Apply(usize, Limit),
+    Remove(usize, LimitId),
+}
+
+/// A direction that is newly in force.
+struct Done {
+    limit: Limit,
+    opened: usize,
+    applied: Applied,
+}
+
+impl Engine {
+    /// Changes the directions of `held` to what is wanted and returns what the user should know. After
+    /// an error everything is as before. What it holds in one direction changes in place, without a gap.
+    pub(super) fn establish(
+        &mut self,
+        held: &mut Held,
+        wanted: &PerDirection<Want>,
+        manner: Manner,
+    ) -> Result<Vec<String>> {
+        let mut notices = Vec::new();
+        let mut undo = Vec::new();
+        let result = self.try_establish(held, wanted, manner, &mut notices, &mut undo);
+        match result {
+            Ok(done) => {
+                self.settle(held, wanted, done);
+                Ok(notices)
+            }
+            Err(error) => {
+                for step in undo.into_iter().rev() {
+                    self.step_back(step);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn try_establish(
+        &mut self,
+        held: &Held,
+        wanted: &PerDirection<Want>,
+        manner: Manner,
+        notices: &mut Vec<String>,
+        undo: &mut Vec<Undo>,
+    ) -> Result<Vec<Done>> {
+        let mut done = Vec::new();
+        let mut refused = Vec::new();
+        for (direction, want) in wanted.iter() {
+            let Want::Rate(rate, wish) = want else { continue };
+            let limit = Limit { id: held.id, direction, rate: *rate, targets: held.targets.clone() };
+            let current = held.directions.get(direction).as_ref();
+            let in_place = current.filter(|placed| wish.as_deref().is_none_or(|wish| wish == placed.backend));
+            if let Some(placed) = in_place {
+                let applied = self.opened[placed.opened].backend.apply(&limit)?;
+                undo.push(Undo::Apply(placed.opened, placed.limit.clone()));
+                done.push(Done { limit, opened: placed.opened, applied });
+                continue;
+            }
+            match self.place(&limit, wish.as_deref(), manner.no_fallback, notices) {
+                Ok((opened, applied)) => {
+                    undo.push(Undo::Remove(opened, limit.id));
+                    done.push(Done { limit, opened, applied });
+                }
+                Err(error) if is_about_the_target(&error) || current.is_some() => return Err(error),
+                Err(error) => refused.push((direction, error)),
+            }
+        }
+        if let Some(error) = judge(&done, refused, manner.partial, notices) { Err(error) } else { Ok(done) }
+    }
+
+    /// Sets one direction with the best backend that will have it.
+    fn place(
+        &mut self,
+        limit: &Limit,
+        wish: Option<&str>,
+        no_fallback: bool,
+        notices: &mut Vec<String>,
+    ) -> Result<(usize, Applied)> {
+        let direction = limit.direction;
+        let mut failures: Vec<(&'static str, Error)> = Vec::new();
+        loop {
+            let tried: Vec<_> = failures.iter().map(|(name, _)| *name).collect();
+            match select::next(self.drivers, direction, wish, &self.known, &tried)? {
+                Next::Probe(driver) => {
+                    let probe = (driver.probe)(&self.site);
+                    tracing::debug!("probe of {}: {probe:?}", driver.name);
+                    self.known.probes.insert(driver.name, probe);
+                }
+                Next::Try(driver) => {
+                    let opened = match self.open(driver, direction) {
+                        Ok(opened) => opened,
+                        Err(error) if wish.is_some() => {
+                            return Err(named_unavailable(error, driver.name, direction));
+                        }
+                        Err(error) => {
+                            failures.push((driver.name, error));
+                            if no_fallback { break } else { continue }
+                        }
+                    };
+                    match self.opened[opened].backend.apply(limit) {
+                        Ok(applied) => {
+                            notices.extend(failures.iter().map(|(name, error)| {
+                                format!(
+                                    "{direction}: {name} failed ({error}); {} holds it instead",
+                                    driver.name
+                                )
+                            }));
+                            return Ok((opened, applied));
+                        }
+                        Err(error) if wish.is_some() || is_about_the_target(&error) => return Err(error),
+                        Err(error) => failures.push((driver.name, error)),
+                    }
+                    if no_fallback {
+                        break;
+                    }
+                }
+                Next::Nobody => break,
+            }
+        }
+        Err(select::nobody(self.drivers, direction, &self.known, &failures))
+    }
+
+    /// Index of the backend, which is opened if it was not yet.
+    fn open(&mut self, driver: &'static crate::backend::Driver, direction: Direction) -> Result<usize> {
+        let known = self
+            .opened
+            .iter()
+            .position(|opened| opened.driver.name == driver.name && opened.direction == direction);
+        if let Some(index) = known {
+            return Ok(index);
+        }
+        let mut backend = (driver.open)(&self.site, direction)?;
+        backend.renew()?;
+        tracing::info!("opened {} for {direction}", driver.name);
+        self.opened.push(Opened { driver, direction, backend });
+        Ok(self.opened.len() - 1)
+    }
+
+    /// Writes down what is in force now, and ends what it has replaced.
+    fn settle(&mut self, held: &mut Held, wanted: &PerDirection<Want>, done: Vec<Done>) {
+        let now = Instant::now();
+        for Done { limit, opened, applied } in done {
+            self.leftovers.retain(|leftover| *leftover != (opened, held.id));
+            let slot = held.directions.get_mut(limit.direction);
+            match slot {
+                Some(placed) if placed.opened == opened => {
+                    placed.meter = Meter::new(now, placed.counters.passed_bytes);
+                    placed.limit = limit;
+                    placed.saw(&applied);
+                }
+                _ => {
+                    let mut placed = Placed {
+                        limit,
+                        opened,
+                        backend: self.opened[opened].driver.name,
+                        counters: Counters::default(),
+                        meter: Meter::new(now, 0),
+                        processes: 0,
+                        sockets: 0,
+                    };
+                    placed.saw(&applied);
+                    if let Some(old) = slot.replace(placed) {
+                        self.lift(old.opened, held.id);
+                    }
+                }
+            }
+        }
+        for (direction, want) in wanted.iter() {
+            if matches!(want, Want::Nothing)
+                && let Some(old) = held.directions.get_mut(direction).take()
+            {
+                self.lift(old.opened, held.id);
+            }
+        }
+    }
+
+    fn step_back(&mut self, step: Undo) {
+        match step {
+            Undo::Apply(opened, limit) => {
+                if let Err(error) = self.opened[opened].backend.apply(&limit) {
+                    tracing::error!(
+                        "limit {} can't go back to its old {} rate: {error}",
+                        limit.id,
+                        limit.direction
+                    );
+                }
+            }
+            Undo::Remove(opened, id) => self.lift(opened, id),
+        }
+    }
+}
+
+/// Another backend would say the same.
+fn is_about_the_target(error: &Error) -> bool {
+    matches!(error.kind, Kind::NotFound | Kind::Usage)
+}
+
+/// The user insisted on a backend that can't be opened.
+fn named_unavailable(error: Error, name: &str, direction: Direction) -> Error {
+    let kind = if error.kind == Kind::NotPermitted { Kind::NotPermitted } else { Kind::NoBackend };
+    Error::caused(kind, format!("{direction} backend {name} is unavailable"), &error)
+}
+
+/// Whether what could be done is enough; if not, the error to tell.
+fn judge(
+    done: &[Done],
+    mut refused: Vec<(Direction, Error)>,
+    partial: bool,
+    notices: &mut Vec<String>,
+) -> Option<Error> {
+    let (direction, mut first) = if refused.is_empty() { return None } else { refused.remove(0) };
+    if let Some(Done { limit, .. }) = done.first() {
+        if partial {
+            notices.push(format!("only {} is limited: {first}", limit.direction));
+            return None;
+        }
+        first.causes.push(format!(
+            "{} alone could be limited; --partial accepts that ({direction} would not be)",
+            limit.direction
+        ));
+        return Some(first);
+    }
+    for (_, error) in refused {
+        first.causes.push(error.to_string());
+    }
+    Some(first)
+}

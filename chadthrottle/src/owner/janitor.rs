@@ -1,0 +1,126 @@
+//! Cleans up when the owner could not: a tiny process that waits for the owner's end.
+
+use std::{
+    os::fd::{AsFd, BorrowedFd, RawFd},
+    path::Path,
+    process::Child,
+    thread,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    fcntl::{FcntlArg, fcntl},
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
+
+use super::{runtime::Runtime, start, sweep};
+use crate::{
+    error::{Context, Error, Result},
+    kernel::process::Process,
+};
+
+/// A janitor that ends at once again is not started anew before this time is over.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// Sweeps that may fail, because what is swept is still in use by processes that are just ending.
+const TRIES: u32 = 4;
+
+/// The hidden subcommand: waits for the owner behind the inherited pidfd to end, then sweeps.
+pub fn main(dir: &Path, owner_pidfd: RawFd) -> Result<()> {
+    // The name shows in ps; without it the process works as well.
+    let _ = nix::sys::prctl::set_name(c"chadt-janitor");
+    // SAFETY: only looked at here; whether it is open at all is checked before any use.
+    let owner = unsafe { BorrowedFd::borrow_raw(owner_pidfd) };
+    fcntl(owner, FcntlArg::F_GETFD).context(format!("use descriptor {owner_pidfd} as the owner's"))?;
+    let mut fds = [PollFd::new(owner, PollFlags::POLLIN)];
+    loop {
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) => break,
+            Err(nix::Error::EINTR) => {}
+            Err(cause) => return Err(cause).context("wait for the owner's end"),
+        }
+    }
+    let mut result = sweep(dir);
+    for _ in 1..TRIES {
+        if result.is_ok() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(100));
+        result = sweep(dir);
+    }
+    for removed in result? {
+        tracing::warn!("the owner died; removed the {removed} that it left");
+    }
+    Ok(())
+}
+
+/// The owner's side: keeps a janitor running, and ends it when there is nothing left to clean up.
+#[derive(Debug)]
+pub(super) struct Janitor {
+    runtime: Runtime,
+    owner: Process,
+    running: Option<(Child, Process)>,
+    started: Instant,
+}
+
+impl Janitor {
+    /// Starts the first one.
+    pub fn start(runtime: &Runtime) -> Result<Self> {
+        let owner = Process::open(std::process::id())?;
+        let mut janitor = Self { runtime: runtime.clone(), owner, running: None, started: Instant::now() };
+        janitor.start_one()?;
+        Ok(janitor)
+    }
+
+    fn start_one(&mut self) -> Result<()> {
+        self.started = Instant::now();
+        let mut child = start::janitor(&self.runtime, &self.owner)?;
+        match Process::open(child.id()) {
+            Ok(process) => {
+                self.running = Some((child, process));
+                Ok(())
+            }
+            Err(error) => {
+                end(&mut child);
+                Err(Error::failed(format!("the janitor ended at once: {error}")))
+            }
+        }
+    }
+
+    /// Becomes readable when the janitor has ended.
+    pub fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.running.as_ref().map(|(_, process)| process.as_fd())
+    }
+
+    /// When [`Janitor::look_after`] has to start another.
+    pub fn restart_at(&self) -> Option<Instant> {
+        self.running.is_none().then_some(self.started + RESTART_PAUSE)
+    }
+
+    /// Notices when the janitor has ended, and replaces it.
+    pub fn look_after(&mut self, now: Instant) {
+        if let Some((child, process)) = &mut self.running
+            && !process.alive()
+        {
+            tracing::warn!("the janitor has ended ({:?}); another is started", child.wait());
+            self.running = None;
+        }
+        if self.restart_at().is_some_and(|time| time <= now)
+            && let Err(error) = self.start_one()
+        {
+            tracing::error!("{error}");
+        }
+    }
+}
+
+impl Drop for Janitor {
+    fn drop(&mut self) {
+        if let Some((mut child, _)) = self.running.take() {
+            end(&mut child);
+        }
+    }
+}
+
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}

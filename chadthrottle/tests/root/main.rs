@@ -1,0 +1,28 @@
+//! Trials that need root: real traffic between private network namespaces, limited by the real command.
+//!
+//! One at a time, because each looks at the whole machine before and after. Not root: all are skipped, and
+//! say why; with `CHADT_REQUIRE_ROOT=1` a skipped one fails. `CHADT_BIN` names the binary under test.
+
+mod accuracy;
+mod cleanup;
+mod coverage;
+mod independence;
+mod instrument;
+mod sharing;
+mod support;
+
+use libtest_mimic::Arguments;
+
+fn main() -> std::process::ExitCode {
+    let mut arguments = Arguments::from_args();
+    arguments.test_threads.get_or_insert(1);
+    let themes = [
+        instrument::trials(),
+        accuracy::trials(),
+        coverage::trials(),
+        sharing::trials(),
+        independence::trials(),
+        cleanup::trials(),
+    ];
+    libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
+}

@@ -1,0 +1,90 @@
+//! What the trials share: a place to measure in, and the command line under test.
+
+mod machine;
+mod scene;
+
+pub use chadthrottle::{
+    Error, Result,
+    model::Direction,
+    selftest::{
+        lab::Version,
+        meter::Meter,
+        process::{Call, Traffic, sleep_until},
+        traffic::{Totals, now},
+    },
+};
+pub use scene::{Limit, Scene};
+
+use std::path::PathBuf;
+
+use libtest_mimic::{Completion, Failed, Trial};
+use machine::Machine;
+
+/// Fails the trial, with a message, unless the condition holds.
+macro_rules! ensure {
+    ($condition:expr, $($message:tt)+) => {
+        if !$condition {
+            return Err(chadthrottle::Error::failed(format!($($message)+)));
+        }
+    };
+}
+pub(crate) use ensure;
+
+/// Set to 1: what would be skipped fails.
+const REQUIRE_ROOT: &str = "CHADT_REQUIRE_ROOT";
+
+/// What a trial finds out.
+pub enum Finding {
+    /// It holds.
+    Holds,
+    /// It can't be tried here; why not.
+    Skipped(String),
+}
+
+/// The binary under test: `CHADT_BIN`, where the tests run without their build folder.
+pub fn program() -> PathBuf {
+    std::env::var_os("CHADT_BIN").map_or_else(|| env!("CARGO_BIN_EXE_chadthrottle").into(), PathBuf::from)
+}
+
+/// A trial in a scene of its own, after which nothing of ours may be left on the machine.
+pub fn trial(name: &str, run: impl FnOnce(&Scene) -> Result<Finding> + Send + 'static) -> Trial {
+    let required = std::env::var_os(REQUIRE_ROOT).is_some_and(|value| value == "1");
+    Trial::ignorable_test(name, move || {
+        let finding = match missing() {
+            Some(reason) => Finding::Skipped(reason),
+            None => in_scene(run).map_err(|error| Failed::from(error.to_string()))?,
+        };
+        match finding {
+            Finding::Holds => Ok(Completion::Completed),
+            Finding::Skipped(reason) if required => Err(Failed::from(format!("skipped: {reason}"))),
+            Finding::Skipped(reason) => Ok(Completion::ignored_with(reason)),
+        }
+    })
+}
+
+/// [`trial`] for those that can be tried wherever there are the rights.
+pub fn plain(name: &str, run: impl FnOnce(&Scene) -> Result<()> + Send + 'static) -> Trial {
+    trial(name, |scene| run(scene).map(|()| Finding::Holds))
+}
+
+fn in_scene(run: impl FnOnce(&Scene) -> Result<Finding>) -> Result<Finding> {
+    let before = Machine::look()?;
+    let scene = Scene::new()?;
+    let finding = run(&scene);
+    drop(scene);
+    let finding = finding?;
+    before.ensure_restored()?;
+    Ok(finding)
+}
+
+/// Which right is missing.
+fn missing() -> Option<String> {
+    let root = nix::unistd::geteuid().is_root();
+    (!root).then(|| "needs root: sudo cargo test, or cargo xtask test".into())
+}
+
+/// Whether the kernel offers a congestion control to the scene's namespaces.
+pub fn has_congestion_control(name: &str) -> bool {
+    let path = "/proc/sys/net/ipv4/tcp_available_congestion_control";
+    std::fs::read_to_string(path).is_ok_and(|names| names.split_whitespace().any(|other| other == name))
+}

@@ -1,0 +1,213 @@
+//! Two namespaces, a cgroup, an owner of the scene's own, and traffic between them.
+
+use std::{
+    cell::Cell,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::ExitStatus,
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use chadthrottle::{
+    Error, Kind, Result,
+    kernel::cgroup,
+    model::{Direction, LimitReport, StatusReport},
+    selftest::{
+        cgroup::Cgroup,
+        lab::{Lab, Version},
+        process::{Call, Output, Place, Traffic},
+        traffic::now,
+    },
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use tempfile::TempDir;
+
+use super::{ensure, machine, program};
+
+const TCP: u16 = 5000;
+const MPTCP: u16 = 5001;
+const UDP: u16 = 5002;
+
+static SCENES: AtomicU32 = AtomicU32::new(0);
+
+/// Where a trial takes place.
+pub struct Scene {
+    // In the order in which they are dropped.
+    runtime: TempDir,
+    cgroup: Cgroup,
+    /// The namespaces.
+    pub lab: Lab,
+    program: PathBuf,
+    runs: Cell<u64>,
+}
+
+impl Scene {
+    /// Nothing runs in it yet.
+    pub fn new() -> Result<Self> {
+        let number = SCENES.fetch_add(1, Ordering::Relaxed);
+        let name = format!("chadt-test-{}-{number}", std::process::id());
+        let runtime = tempfile::Builder::new().prefix("chadt-test-").tempdir();
+        Ok(Self {
+            runtime: runtime.map_err(|cause| Error::caused(Kind::Failed, "make a folder", &cause))?,
+            cgroup: Cgroup::new(&cgroup::mount()?, &name)?,
+            lab: Lab::new()?,
+            program: program(),
+            runs: Cell::new(0),
+        })
+    }
+
+    /// The owner's folder.
+    pub fn runtime_dir(&self) -> &Path {
+        self.runtime.path()
+    }
+
+    /// A number for traffic that nobody else in the scene has.
+    pub fn run(&self) -> u64 {
+        self.runs.set(self.runs.get() + 1);
+        self.runs.get()
+    }
+
+    /// Where [`Scene::server`] takes TCP.
+    pub fn tcp(&self, version: Version) -> SocketAddr {
+        self.lab.server_at(version, TCP)
+    }
+
+    /// Where [`Scene::server`] takes multipath TCP.
+    pub fn mptcp(&self) -> SocketAddr {
+        self.lab.server_at(Version::V4, MPTCP)
+    }
+
+    /// Where [`Scene::server`] takes UDP.
+    pub fn udp(&self, version: Version) -> SocketAddr {
+        self.lab.server_at(version, UDP)
+    }
+
+    /// A process in the other namespace that serves TCP and UDP over IPv4 and IPv6; nobody limits it.
+    pub fn server(&self) -> Result<Traffic> {
+        let commands = [Version::V4, Version::V6].into_iter().flat_map(|version| {
+            [format!("listen tcp {}", self.tcp(version)), format!("listen udp {}", self.udp(version))]
+        });
+        self.peer(&commands.collect::<Vec<_>>())
+    }
+
+    /// A process in the other namespace that does `commands`.
+    pub fn peer(&self, commands: &[String]) -> Result<Traffic> {
+        let place = Place { namespace: Some(&self.lab.server), cgroup: None };
+        Traffic::spawn(&self.program, "the peer", place, commands)
+    }
+
+    /// A process that can be limited, and does `commands`.
+    pub fn client(&self, commands: &[String]) -> Result<Traffic> {
+        let place = Place { namespace: Some(&self.lab.client), cgroup: Some(&self.cgroup) };
+        Traffic::spawn(&self.program, "the client", place, commands)
+    }
+
+    /// Starts our command line; `words` are separated by spaces.
+    pub fn start(&self, words: &str) -> Result<Call> {
+        Call::spawn(&self.program, Place::default(), &self.arguments(words))
+    }
+
+    fn arguments(&self, words: &str) -> Vec<String> {
+        let own = ["--runtime-dir", &self.runtime_dir().display().to_string()].map(str::to_owned);
+        let root = ["--cgroup-root", &self.cgroup.path().display().to_string()].map(str::to_owned);
+        words.split(' ').map(str::to_owned).chain(own).chain(root).collect()
+    }
+
+    /// Runs our command line to its end.
+    pub fn call(&self, words: &str) -> Result<(ExitStatus, Output)> {
+        self.start(words)?.finish()
+    }
+
+    /// Runs our command line to its end, which must be a good one; what it printed.
+    pub fn succeed(&self, words: &str) -> Result<String> {
+        let (status, output) = self.call(words)?;
+        ensure!(status.success(), "'{words}' ended with {status}: {}", output.messages());
+        Ok(output.stdout.join("\n"))
+    }
+
+    /// Sets a limit, and waits until the command says that it is in force.
+    pub fn limit(&self, words: &str) -> Result<Limit> {
+        let call = self.start(&format!("limit {words}"))?;
+        let (since, _) = call.await_message("limited")?;
+        Ok(Limit { call, since })
+    }
+
+    /// What `status` says now.
+    pub fn status(&self) -> Result<StatusReport> {
+        let json = self.succeed("status --json")?;
+        let report = serde_json::from_str(&json);
+        report.map_err(|cause| Error::caused(Kind::Failed, format!("read the status '{json}'"), &cause))
+    }
+
+    /// The limit whose only target is that one.
+    pub fn report(&self, target: &str) -> Result<LimitReport> {
+        let mut limits = self.status()?.limits;
+        limits.retain(|limit| limit.targets.len() == 1 && limit.targets[0].to_string() == target);
+        ensure!(limits.len() == 1, "there are {} limits of {target}", limits.len());
+        Ok(limits.remove(0))
+    }
+
+    /// Bytes that a limit let through so far, and when that was, in seconds of CLOCK_MONOTONIC.
+    pub fn passed(&self, target: &str, direction: Direction) -> Result<(f64, u64)> {
+        let before = now();
+        let report = self.report(target)?;
+        let time = (before + now()) / 2.0;
+        let direction = report.directions.get(direction).as_ref();
+        let direction = direction.ok_or_else(|| Error::failed(format!("{target} has no such limit")))?;
+        Ok((time, direction.counters.passed_bytes))
+    }
+
+    /// The owner's process; fails when there is none.
+    pub fn owner(&self) -> Result<Pid> {
+        let report = self.status()?;
+        let limit = report.limits.first().ok_or_else(|| Error::failed("there is no limit"))?;
+        Ok(Pid::from_raw(limit.owner_pid as i32))
+    }
+
+    /// Processes of this scene's runtime folder: its owner, janitor, and command lines.
+    pub fn helpers(&self) -> Result<Vec<i32>> {
+        let folder = self.runtime_dir().display().to_string();
+        let ours = std::process::id() as i32;
+        let mut pids = machine::pids()?;
+        pids.retain(|&pid| pid != ours && machine::command_line(pid).contains(&folder));
+        Ok(pids)
+    }
+}
+
+impl Drop for Scene {
+    fn drop(&mut self) {
+        // After a good trial the owner ends by itself; after a failed one nothing may disturb the next.
+        let deadline = now() + 3.0;
+        let mut left = self.helpers().unwrap_or_default();
+        while !left.is_empty() && now() < deadline {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            left = self.helpers().unwrap_or_default();
+        }
+        for pid in left {
+            eprintln!("still runs at the end of the trial: {pid} {}", machine::command_line(pid));
+            // It may have ended by now.
+            let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
+        }
+    }
+}
+
+/// A limit set by a command that runs.
+pub struct Limit {
+    /// The command.
+    pub call: Call,
+    /// When it said so, in seconds of CLOCK_MONOTONIC.
+    pub since: f64,
+}
+
+impl Limit {
+    /// Ends it as Ctrl-C does; the time at which the command had ended.
+    pub fn end(mut self) -> Result<f64> {
+        self.call.process().signal(Signal::SIGINT);
+        let (status, output) = self.call.finish()?;
+        ensure!(status.success(), "ending the limit: {status}: {}", output.messages());
+        Ok(now())
+    }
+}
