@@ -352,7 +352,7 @@ impl Holder {
         for tgid in listeners {
             self.walk_one(tgid)?;
         }
-        let census = members::census(&mut self.loaded)?;
+        let census = members::census(&self.loaded)?;
         Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())
     }
 
