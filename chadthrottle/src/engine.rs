@@ -341,19 +341,8 @@ fn usage(message: impl Into<String>) -> Error {
     Error::new(Kind::Usage, message)
 }
 
-/// What comes over the wire did not go through [`Rate::new`].
 fn validate(rates: &PerDirection<Option<Rate>>) -> Result<()> {
-    let mut some = false;
-    for (direction, rate) in rates.iter() {
-        let Some(rate) = rate else { continue };
-        some = true;
-        if Rate::new(rate.bytes_per_second()).is_none() {
-            return Err(usage(format!(
-                "a {direction} rate of {} bytes/s is out of range",
-                rate.bytes_per_second()
-            )));
-        }
-    }
+    let some = rates.iter().any(|(_, rate)| rate.is_some());
     if some { Ok(()) } else { Err(usage("a limit needs a rate in at least one direction")) }
 }
 

@@ -144,7 +144,7 @@ mod tests {
     #[test]
     fn requests() {
         let limit = LimitRequest {
-            targets: vec![Target::Pid(u32::MAX), Target::Tree(1)],
+            targets: vec![Target::Pid(i32::MAX as u32), Target::Tree(1)],
             rates: PerDirection { upload: Rate::new(1_000), download: None },
             backends: PerDirection { upload: None, download: Some("a \"name\"\n".into()) },
             no_fallback: true,

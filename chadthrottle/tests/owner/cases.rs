@@ -23,7 +23,7 @@ use chadthrottle::{
 };
 use nix::sys::signal::Signal;
 
-use crate::house::{House, SOON, Sleeper, event, eventually, request, send, set, status};
+use crate::house::{House, SOON, Sleeper, event, eventually, in_force, request, send, set, status};
 
 pub const ALL: &[(&str, fn())] = &[
     ("started_on_demand_gone_after_the_last_limit", started_on_demand),
@@ -58,8 +58,10 @@ fn started_on_demand() {
     let mut other = Client::connect(&house.dir).unwrap().unwrap();
     assert_eq!(status(&mut other).len(), 1);
     assert_eq!(house.processes("janitor").len(), 1);
+    assert_eq!(in_force(limit.owner_pid), ["download-1 2000000", "upload-1 1000000"]);
     client.close_and_wait(SOON).unwrap();
-    assert!(status(&mut other).is_empty(), "the limit has ended when the wait is over");
+    assert!(in_force(limit.owner_pid).is_empty(), "the limit has ended when the wait is over");
+    assert!(status(&mut other).is_empty());
     drop(other);
     eventually(SOON, "the owner, its janitor and its files are gone", || house.is_empty());
     assert!(Client::connect(&house.dir).unwrap().is_none());
@@ -148,6 +150,7 @@ fn killed_client() {
     assert_eq!(status(&mut observer).len(), 1);
     client.kill().unwrap();
     eventually(SOON, "the limit has ended", || status(&mut observer).is_empty());
+    assert!(in_force(observer.owner_pid()).is_empty());
     client.wait().unwrap();
 }
 
@@ -165,6 +168,7 @@ fn signals() {
             other => panic!("{other:?}"),
         }
         assert!(client.next_event().unwrap().is_none());
+        assert!(in_force(limit.owner_pid).is_empty());
         eventually(SOON, "all is gone", || house.is_empty());
     }
 }

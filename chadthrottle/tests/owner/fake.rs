@@ -1,4 +1,4 @@
-//! A backend whose kernel is a folder: one file per limit and direction, holding the rate.
+//! A backend whose kernel is a folder: one file per owner, direction and limit, holding the rate.
 
 use std::{
     collections::HashMap,
@@ -42,7 +42,7 @@ fn open(_: &Site, direction: Direction) -> Result<Box<dyn Backend>> {
 
 impl Fake {
     fn file(&self, id: LimitId) -> PathBuf {
-        self.folder.join(format!("{}-{id}", self.direction))
+        self.folder.join(format!("{}-{}-{id}", std::process::id(), self.direction))
     }
 }
 

@@ -36,13 +36,33 @@ fn kernels() -> &'static Path {
     static FOLDER: OnceLock<TempDir> = OnceLock::new();
     FOLDER
         .get_or_init(|| {
-            let folder = tempfile::Builder::new().prefix("chadt-test-").tempdir().unwrap();
+            let folder = tempfile::Builder::new().prefix("chadt-owner-test-").tempdir().unwrap();
             // SAFETY: the first case to come here does it, and `get_or_init` lets no other read the variable,
             // which nothing else in this program does, before that.
             unsafe { env::set_var(fake::FOLDER, folder.path()) };
             folder
         })
         .path()
+}
+
+/// What an owner's made-up kernel holds: "upload-1 RATE" and the like, sorted.
+pub fn in_force(owner: u32) -> Vec<String> {
+    let prefix = format!("{owner}-");
+    let mut found = Vec::new();
+    for entry in fs::read_dir(kernels()).unwrap() {
+        let path = entry.unwrap().path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()?.strip_prefix(&prefix)) else {
+            continue;
+        };
+        found.push(format!("{name} {}", fs::read_to_string(&path).unwrap()));
+    }
+    found.sort();
+    found
+}
+
+/// Removes the made-up kernels: those of killed owners are still there.
+pub fn demolish() {
+    let _ = fs::remove_dir_all(kernels());
 }
 
 /// One case's runtime folder. Dropping it ends whatever still runs there.
@@ -54,7 +74,7 @@ pub struct House {
 impl House {
     pub fn new() -> Self {
         kernels();
-        let folder = tempfile::Builder::new().prefix("chadt-test-").tempdir().unwrap();
+        let folder = tempfile::Builder::new().prefix("chadt-owner-test-").tempdir().unwrap();
         let dir = folder.path().join("run");
         Self { _folder: folder, dir }
     }
@@ -114,6 +134,10 @@ impl House {
 
 impl Drop for House {
     fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = fs::read_to_string(self.dir.join("owner.log")).unwrap_or_default();
+            eprintln!("files: {:?}\nthe owner's log: {log}", self.files());
+        }
         for pid in self.processes("owner").into_iter().chain(self.processes("janitor")) {
             send(pid, Signal::SIGKILL);
         }

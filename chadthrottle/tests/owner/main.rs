@@ -23,7 +23,11 @@ fn main() -> ExitCode {
             janitor::main(&option(&arguments, "--runtime-dir").unwrap(), number(&arguments, "--owner-pidfd"))
         }
         Some("client") => house::play_client(arguments[2].as_ref()),
-        _ => return libtest_mimic::run(&Arguments::from_args(), trials()).exit_code(),
+        _ => {
+            let conclusion = libtest_mimic::run(&Arguments::from_args(), trials());
+            house::demolish();
+            return conclusion.exit_code();
+        }
     };
     match played {
         Ok(()) => ExitCode::SUCCESS,
