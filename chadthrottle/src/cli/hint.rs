@@ -8,14 +8,15 @@ use crate::{
     model::text::escape,
 };
 
-/// For an error that tells of a missing right: the missing capabilities and the same call under sudo. `None` where
-/// the error says it all, and where this process has every right it could get.
-pub fn mend(error: &Error, words: &[OsString]) -> Option<String> {
+/// For an error that tells of a missing right: the capabilities that are missing if the command is one that
+/// `limits`, and the same call under sudo. `None` where the error says it all, and where this process has
+/// every right it could get.
+pub fn mend(error: &Error, limits: bool, words: &[OsString]) -> Option<String> {
     if error.kind != Kind::NotPermitted || error.to_string().contains("sudo ") {
         return None;
     }
     let missing: Vec<_> = caps::missing(&caps::FOR_EBPF).iter().map(ToString::to_string).collect();
-    let missing = (!missing.is_empty()).then(|| format!("missing: {}", missing.join(", ")));
+    let missing = (limits && !missing.is_empty()).then(|| format!("missing: {}", missing.join(", ")));
     let line = (!nix::unistd::geteuid().is_root()).then(|| format!("as root: {}", sudo_line(words)));
     match (missing, line) {
         (Some(missing), Some(line)) => Some(format!("{missing}; {line}")),

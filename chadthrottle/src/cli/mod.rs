@@ -39,10 +39,11 @@ pub fn main() -> ExitCode {
     };
     start_log(args.global.verbose);
     let in_run = matches!(args.command, Some(Command::Run(_)));
+    let limits = !matches!(args.command, Some(Command::Status(_) | Command::Clear(_)));
     match execute(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            let hint = hint::mend(&error, &words);
+            let hint = hint::mend(&error, limits, &words);
             output::error(&error, hint.as_deref());
             ExitCode::from(match error.kind {
                 Kind::Usage => Kind::Usage.exit_code(),

@@ -1,6 +1,6 @@
 //! One measurement: a transfer at full speed, limited while it runs, and let go again.
 
-use std::{fmt, path::Path};
+use std::{fmt, path::Path, process::Command};
 
 use nix::sys::signal::Signal;
 use serde::Serialize;
@@ -31,6 +31,8 @@ const WARM_UP: f64 = 0.2;
 const FREE: f64 = 0.4;
 /// Length of the measurement with the limit; its first second is measured apart.
 const LIMITED: f64 = 5.0;
+/// Longest that a report is waited for, from which the measurement with the limit begins.
+const LATE: f64 = 0.1;
 /// From the end of the limit to the measurement of the speed after it.
 const RECOVERY: f64 = 0.6;
 
@@ -91,7 +93,7 @@ impl Scenario {
     fn received(self, totals: &Totals) -> u64 {
         match self {
             Self::Udp => totals.rx + totals.rx_datagrams * DATAGRAM_HEADERS_V4,
-            Self::Tcp | Self::TcpEight | Self::TcpV6 => totals.rx,
+            Self::Tcp | Self::TcpEight | Self::TcpV6 => totals.arrived,
         }
     }
 }
@@ -177,8 +179,7 @@ pub fn measure(stage: &Stage<'_>, backend: &'static str, direction: Direction) -
         reason: None,
     };
 
-    let mut call =
-        Call::spawn(stage.program, Place::default(), &limit(stage, backend, direction, client.pid()))?;
+    let mut call = Call::spawn(limit(stage, backend, direction, client.pid()), Place::default())?;
     let from = match call.await_message("limited") {
         Ok((time, _)) => time,
         Err(error) => {
@@ -188,7 +189,8 @@ pub fn measure(stage: &Stage<'_>, backend: &'static str, direction: Direction) -
         }
     };
     let again = retransmitted(from)?;
-    let meter = receiver.meter_at(from + LIMITED)?;
+    let meter = receiver.meter_at(from + LIMITED + LATE)?;
+    let from = meter.report_after(RUN, from);
     row.first_second = received(&meter, from, from + 1.0);
     row.measured = received(&meter, from + 1.0, from + LIMITED);
     row.retransmitted = retransmitted(from + LIMITED)?.saturating_sub(again);
@@ -208,19 +210,14 @@ pub fn measure(stage: &Stage<'_>, backend: &'static str, direction: Direction) -
 }
 
 /// The call that a user would make.
-fn limit(stage: &Stage<'_>, backend: &str, direction: Direction, pid: u32) -> Vec<String> {
-    vec![
-        "limit".into(),
-        format!("pid:{pid}"),
-        format!("--{direction}-limit"),
-        LIMIT.to_string(),
-        format!("--{direction}-backend"),
-        backend.into(),
-        "--cgroup-root".into(),
-        stage.workplace.cgroup().display().to_string(),
-        "--runtime-dir".into(),
-        stage.workplace.runtime_dir().display().to_string(),
-    ]
+fn limit(stage: &Stage<'_>, backend: &str, direction: Direction, pid: u32) -> Command {
+    let mut command = Command::new(stage.program);
+    command.args(["limit", &format!("pid:{pid}")]);
+    command.args([&format!("--{direction}-limit"), &LIMIT.to_string()]);
+    command.args([&format!("--{direction}-backend"), backend]);
+    command.arg("--cgroup-root").arg(stage.workplace.cgroup());
+    command.arg("--runtime-dir").arg(stage.workplace.runtime_dir());
+    command
 }
 
 /// `None`: it holds; otherwise why not.

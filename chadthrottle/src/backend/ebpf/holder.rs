@@ -254,10 +254,15 @@ impl Holder {
         let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
         let bucket = self.bucket(key, direction)?;
         if bucket.rate_bps != rate {
-            return Err(Error::failed(format!("verify limit {id}: the kernel's bucket has {} bytes/s", bucket.rate_bps)));
+            return Err(Error::failed(format!(
+                "verify limit {id}: the kernel's bucket has {} bytes/s",
+                bucket.rate_bps
+            )));
         }
         match self.loaded.dead_links()?.first() {
-            Some(dead) => Err(Error::failed(format!("verify limit {id}: somebody detached {dead} from the cgroup"))),
+            Some(dead) => {
+                Err(Error::failed(format!("verify limit {id}: somebody detached {dead} from the cgroup")))
+            }
             None => Ok(()),
         }
     }
@@ -347,7 +352,7 @@ impl Holder {
         for tgid in listeners {
             self.walk_one(tgid)?;
         }
-        let census = members::census(&mut self.loaded)?;
+        let census = members::census(&self.loaded)?;
         Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())
     }
 
