@@ -22,7 +22,7 @@ use crate::{
     atomic::{self, MapWord},
     kernel::global,
     maps::{CGROUP_BUCKETS, CGROUP_STATS, EVENTS, TAGS, live_state, resolve},
-    packet,
+    packet, pacing,
 };
 
 /// Verdicts of cgroup_skb (egress has all of them, ingress the first two).
@@ -213,6 +213,9 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         let tcp = (*socket).protocol == IPPROTO_TCP;
         let wire = packet::wire(ctx);
         let packet = Packet { ctx, direction, now_ns, wire, small: tcp && wire.bytes <= SMALL_PACKET };
+        if direction == UPLOAD {
+            pacing::control(&tag.limits, now_ns);
+        }
         let passes = if tag.limits[1] == 0 {
             packet.pass_one::<CAS>(tag.limits[0])
         } else {
@@ -272,6 +275,8 @@ pub fn change_bucket(ctx: SkBuffContext) -> i32 {
         (*bucket).capacity_ticks = change.bucket.capacity_ticks;
         (*bucket).small_ticks = change.bucket.small_ticks;
         (*bucket).urgent_ticks = change.bucket.urgent_ticks;
+        (*bucket).level = change.bucket.level;
+        (*bucket).level_period_ns = change.bucket.level_period_ns;
         atomic::add(&raw mut (*bucket).virtual_time, change.shift);
         (*bucket).rate_bps = change.bucket.rate_bps;
     }

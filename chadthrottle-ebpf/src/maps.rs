@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use chadthrottle_common::abi::{
-    CgroupThrottleConfig, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag, ThrottleStats,
+    CgroupThrottleConfig, Flow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag, ThrottleStats,
     TokenBucket,
 };
 
@@ -69,6 +69,10 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
 /// BPF_F_NO_PREALLOC | BPF_F_CLONE: an accepted socket inherits its listener's tag.
 #[btf_map]
 pub static TAGS: SocketStorage<Tag, 0x201> = SocketStorage::new();
+
+/// BPF_F_NO_PREALLOC: what was done to one connection says nothing about those accepted from it.
+#[btf_map]
+pub static FLOWS: SocketStorage<Flow, 0x1> = SocketStorage::new();
 
 #[map]
 pub static CGROUP_CONFIGS: HashMap<u64, [CgroupThrottleConfig; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);

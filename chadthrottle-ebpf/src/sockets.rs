@@ -10,14 +10,14 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SockContext},
 };
 use chadthrottle_common::abi::{
-    MAX_NESTED, ProcessEntry, RECORD_LISTENER, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord,
+    MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord,
     TAG_LISTENER, TAG_SHARED, Tag,
 };
 
 use crate::{
     atomic,
     kernel::{field, global},
-    maps::{LOST, PROCESSES, STATE, TAGS, live_state},
+    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, live_state},
 };
 
 const AF_INET: u16 = 2;
@@ -170,7 +170,14 @@ pub fn tag_open_sockets(ctx: *mut TaskFileContext) -> i32 {
             protocol: u32::from(field::<u16>(sk, global::SK_PROTOCOL())),
             bytes_acked: 0,
             bytes_received: 0,
+            level: 0,
         };
+        if let Some(flow) = FLOWS.get(sk) {
+            record.level = flow.level;
+            if flow.follows != 0 {
+                record.flags |= RECORD_FOLLOWS;
+            }
+        }
         let tcp: *const c_void = bpf_skc_to_tcp_sock(sk).cast();
         if !tcp.is_null() {
             record.bytes_acked = field(tcp, global::TCP_BYTES_ACKED());

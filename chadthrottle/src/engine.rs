@@ -15,6 +15,7 @@ mod watch;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -79,12 +80,16 @@ struct Opened {
     driver: &'static Driver,
     direction: Direction,
     backend: Box<dyn Backend>,
+    /// When [`Backend::follow`] wants to be called.
+    follow_at: Option<Instant>,
 }
 
 /// All limits of the host. Dropping it ends them.
 pub struct Engine {
     site: Site,
     drivers: &'static [Driver],
+    /// Gets what [`Backend::estate`] gives, before a limit is applied.
+    heir: Box<dyn FnMut(OwnedFd) -> Result<()>>,
     known: Known,
     opened: Vec<Opened>,
     limits: BTreeMap<LimitId, Held>,
@@ -98,10 +103,16 @@ pub struct Engine {
 
 impl Engine {
     /// Without limits; backends are opened when the first limit wants them.
-    pub fn new(site: Site, drivers: &'static [Driver]) -> Self {
+    /// `heir` is given what the janitor needs to undo a backend's work when this process is killed.
+    pub fn new(
+        site: Site,
+        drivers: &'static [Driver],
+        heir: impl FnMut(OwnedFd) -> Result<()> + 'static,
+    ) -> Self {
         Self {
             site,
             drivers,
+            heir: Box::new(heir),
             known: Known::default(),
             opened: Vec::new(),
             limits: BTreeMap::new(),
@@ -284,7 +295,7 @@ impl Engine {
 
     /// Removes a limit from a backend, and remembers it if that fails.
     fn lift(&mut self, opened: usize, id: LimitId) {
-        let Opened { driver, direction, backend } = &mut self.opened[opened];
+        let Opened { driver, direction, backend, .. } = &mut self.opened[opened];
         if let Err(error) = backend.remove(id) {
             tracing::error!("remove limit {id} from {} ({direction}): {error}", driver.name);
             self.leftovers.push((opened, id));

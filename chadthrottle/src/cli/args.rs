@@ -209,6 +209,9 @@ pub struct Janitor {
     /// Descriptor that knows the owner's process
     #[arg(long)]
     pub owner_pidfd: RawFd,
+    /// Descriptor of what is to be settled for the owner's backend.
+    #[arg(long)]
+    pub estate_fd: Option<i32>,
 }
 
 /// Arguments that another room reads.

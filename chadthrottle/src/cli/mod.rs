@@ -91,7 +91,9 @@ fn execute(args: Args) -> Result<u8> {
         Command::Owner(args) => {
             owner::server::main(global.runtime_dir(), &resolve::site(&global)?, args.ready_fd).map(|()| 0)
         }
-        Command::Janitor(args) => owner::janitor::main(global.runtime_dir(), args.owner_pidfd).map(|()| 0),
+        Command::Janitor(args) => {
+            owner::janitor::main(global.runtime_dir(), args.owner_pidfd, args.estate_fd).map(|()| 0)
+        }
         Command::Traffic(args) => selftest::traffic::main(&args.args).map(|()| 0),
     }
 }

@@ -169,8 +169,11 @@ impl Engine {
         }
         let mut backend = (driver.open)(&self.site, direction)?;
         backend.renew()?;
+        if let Some(estate) = backend.estate()? {
+            (self.heir)(estate)?;
+        }
         tracing::info!("opened {} for {direction}", driver.name);
-        self.opened.push(Opened { driver, direction, backend });
+        self.opened.push(Opened { driver, direction, backend, follow_at: None });
         Ok(self.opened.len() - 1)
     }
 

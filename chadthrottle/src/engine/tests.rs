@@ -157,7 +157,7 @@ const BOB: Asker = Asker { client: ClientId(2), pid: 12 };
 
 fn engine() -> Engine {
     world(|world| *world = World { processes: 1, ..World::default() });
-    Engine::new(Site::default(), DRIVERS)
+    Engine::new(Site::default(), DRIVERS, |_| Ok(()))
 }
 
 fn rates(upload: u64, download: u64) -> PerDirection<Option<Rate>> {

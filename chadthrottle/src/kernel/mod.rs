@@ -10,3 +10,4 @@ pub mod journal;
 pub mod netlink;
 pub mod netns;
 pub mod process;
+pub mod sockets;

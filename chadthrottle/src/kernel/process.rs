@@ -235,6 +235,24 @@ pub fn descendants(proc: &Path, pid: u32) -> Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Ids of all processes. `proc` is the mounted proc file system.
+pub fn all(proc: &Path) -> Result<Vec<u32>> {
+    let entries = fs::read_dir(proc).context(format!("list {}", proc.display()))?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Numbers of the descriptors of a process that are sockets; none when it ended, or may not be looked into.
+pub fn sockets(proc: &Path, pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(proc.join(format!("{pid}/fd"))) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+        })
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
 /// Whether this process sees the ids that the kernel's own programs see.
 pub fn in_initial_pid_namespace() -> Result<bool> {
     /// PROC_PID_INIT_INO of include/linux/proc_ns.h.

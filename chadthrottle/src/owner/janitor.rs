@@ -1,7 +1,7 @@
 //! Cleans up when the owner could not: a tiny process that waits for the owner's end.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
     process::Child,
     thread,
@@ -15,6 +15,7 @@ use nix::{
 
 use super::{runtime::Runtime, start, sweep};
 use crate::{
+    backend,
     error::{Context, Error, Result},
     kernel::process::Process,
 };
@@ -24,8 +25,9 @@ const RESTART_PAUSE: Duration = Duration::from_secs(1);
 /// Sweeps that may fail, because what is swept is still in use by processes that are just ending.
 const TRIES: u32 = 4;
 
-/// The hidden subcommand: waits for the owner behind the inherited pidfd to end, then sweeps.
-pub fn main(dir: &Path, owner_pidfd: RawFd) -> Result<()> {
+/// The hidden subcommand: waits for the owner behind the inherited pidfd to end, then settles the inherited
+/// estate of its backend, if there is one, and sweeps.
+pub fn main(dir: &Path, owner_pidfd: RawFd, estate: Option<RawFd>) -> Result<()> {
     // The name shows in ps; without it the process works as well.
     let _ = nix::sys::prctl::set_name(c"chadt-janitor");
     // SAFETY: only looked at here; whether it is open at all is checked before any use.
@@ -37,6 +39,14 @@ pub fn main(dir: &Path, owner_pidfd: RawFd) -> Result<()> {
             Ok(_) => break,
             Err(nix::Error::EINTR) => {}
             Err(cause) => return Err(cause).context("wait for the owner's end"),
+        }
+    }
+    if let Some(estate) = estate {
+        // SAFETY: inherited for this, and nobody else here uses it; one that is not open gives an error.
+        match backend::settle(unsafe { BorrowedFd::borrow_raw(estate) }) {
+            Ok(0) => {}
+            Ok(count) => tracing::warn!("the owner died; took back the pacing caps of {count} connections"),
+            Err(error) => tracing::error!("take back the pacing caps that the owner left: {error}"),
         }
     }
     let mut result = sweep(dir);
@@ -60,20 +70,23 @@ pub(super) struct Janitor {
     owner: Process,
     running: Option<(Child, Process)>,
     started: Instant,
+    /// What it is to settle, by [`backend::settle`].
+    estate: Option<OwnedFd>,
 }
 
 impl Janitor {
     /// Starts the first one.
     pub fn start(runtime: &Runtime) -> Result<Self> {
         let owner = Process::open(std::process::id())?;
-        let mut janitor = Self { runtime: runtime.clone(), owner, running: None, started: Instant::now() };
+        let mut janitor =
+            Self { runtime: runtime.clone(), owner, running: None, started: Instant::now(), estate: None };
         janitor.start_one()?;
         Ok(janitor)
     }
 
     fn start_one(&mut self) -> Result<()> {
         self.started = Instant::now();
-        let mut child = start::janitor(&self.runtime, &self.owner)?;
+        let mut child = start::janitor(&self.runtime, &self.owner, self.estate.as_ref().map(AsFd::as_fd))?;
         match Process::open(child.id()) {
             Ok(process) => {
                 self.running = Some((child, process));
@@ -84,6 +97,15 @@ impl Janitor {
                 Err(Error::failed(format!("the janitor ended at once: {error}")))
             }
         }
+    }
+
+    /// Puts one in its place that can settle the estate too.
+    pub fn inherit(&mut self, estate: OwnedFd) -> Result<()> {
+        self.estate = Some(estate);
+        if let Some((mut child, _)) = self.running.take() {
+            end(&mut child);
+        }
+        self.start_one()
     }
 
     /// Becomes readable when the janitor has ended.

@@ -2,6 +2,7 @@
 //! janitor. Nothing in it waits for anybody but `poll`.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
@@ -11,6 +12,7 @@ use std::{
     },
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -126,12 +128,13 @@ fn open(dir: &Path, site: &Site, drivers: &'static [Driver], ready: &mut Ready) 
     let mut premises = Premises::enter(runtime.clone(), lock)?;
     let listener = premises.listen()?;
     fault::point("owner.socket");
-    let janitor = Janitor::start(&runtime)?;
+    let janitor = Rc::new(RefCell::new(Janitor::start(&runtime)?));
+    let heir = Rc::clone(&janitor);
     fault::point("owner.janitor");
     ready.tell(&Startup::Ready);
     let now = Instant::now();
     Ok(Some(Server {
-        engine: Engine::new(site.clone(), drivers),
+        engine: Engine::new(site.clone(), drivers, move |estate| heir.borrow_mut().inherit(estate)),
         connections: BTreeMap::new(),
         last_client: 0,
         signals,
@@ -164,7 +167,7 @@ struct Server {
     listener: UnixListener,
     /// Held until everything else is undone.
     _premises: Premises,
-    janitor: Janitor,
+    janitor: Rc<RefCell<Janitor>>,
     renew_at: Instant,
     accept_at: Instant,
     /// When a client last asked something, or a limit ended.
@@ -202,7 +205,7 @@ impl Server {
                         }
                     }
                     Source::Listener => self.accept(now),
-                    Source::Janitor => self.janitor.look_after(now),
+                    Source::Janitor => self.janitor.borrow_mut().look_after(now),
                     Source::Backend => {
                         let events = self.engine.collect_ended(now);
                         self.pass_on(events);
@@ -230,7 +233,7 @@ impl Server {
             let events = self.engine.tick(now);
             self.pass_on(events);
         }
-        self.janitor.look_after(now);
+        self.janitor.borrow_mut().look_after(now);
         for connection in self.connections.values_mut() {
             connection.flush(now);
         }
@@ -251,7 +254,7 @@ impl Server {
         due.extend((!accepting).then_some(self.accept_at));
         due.extend(self.engine.next_due());
         due.extend(self.leaves_at());
-        due.extend(self.janitor.restart_at());
+        due.extend(self.janitor.borrow().restart_at());
         let mut interests = Vec::with_capacity(self.connections.len());
         for (id, connection) in &mut self.connections {
             due.extend(connection.due());
@@ -271,7 +274,8 @@ impl Server {
         if accepting {
             watch(Source::Listener, self.listener.as_fd(), PollFlags::POLLIN);
         }
-        if let Some(fd) = self.janitor.as_fd() {
+        let janitor = self.janitor.borrow();
+        if let Some(fd) = janitor.as_fd() {
             watch(Source::Janitor, fd, PollFlags::POLLIN);
         }
         for fd in self.engine.wake_fds() {

@@ -76,6 +76,11 @@ impl Look {
             .collect()
     }
 
+    /// Open sockets of a process.
+    pub fn sockets_of_process(&mut self, pid: u32) -> &mut [SocketRecord] {
+        self.sockets.get_mut(&pid).map_or(&mut [], Vec::as_mut_slice)
+    }
+
     /// Open IPv4 and IPv6 sockets of a limit's processes.
     pub fn sockets_of(&self, key: u64) -> u32 {
         self.records(key).len() as u32

@@ -7,9 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chadthrottle_common::abi::{
-    BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, NARROW, RECORD_SHARED, SocketRecord, State,
-    ThrottleStats, TokenBucket,
+use chadthrottle_common::{
+    abi::{
+        BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, NARROW, RECORD_SHARED, SocketRecord, State,
+        ThrottleStats, TokenBucket,
+    },
+    pacing,
 };
 
 use super::{
@@ -41,6 +44,9 @@ const CREDIT: Duration = Duration::from_millis(300);
 /// And never less than a GSO buffer, in bytes: at 100 KB/s that is 650 ms, and what TCP sends at a time
 /// (measured: 0.96 of the limit against 0.82 without).
 const MIN_CREDIT: u64 = 65_536;
+
+/// So many flows are expected to share a limit at first, at most; many connections may be idle.
+const MOST_FLOWS: u64 = 8;
 
 /// A map element is given back to the map only when no program can be at work on it any more.
 const GRACE: Duration = Duration::from_secs(1);
@@ -130,16 +136,26 @@ impl Holder {
             self.make_elements(held.key)?;
             self.held.insert(limit.id, held);
         }
-        let done = self.set_rate(limit.id, limit.direction, rate).and_then(|()| {
-            fault::point("ebpf.limit-written");
-            let applied = if first { self.bring_in(limit.id)? } else { self.present(limit.id)? };
-            self.verify(limit.id, limit.direction, rate)?;
-            Ok(applied)
-        });
+        let done = self.set(limit, rate, first);
         if done.is_err() && first {
             self.remove(limit.id, limit.direction)?;
         }
         done
+    }
+
+    fn set(&mut self, limit: &Limit, rate: u64, first: bool) -> Result<Applied> {
+        // The rate first: a process that is entered is held from then on.
+        self.set_rate(limit.id, limit.direction, rate)?;
+        if first && limit.direction == Direction::Upload {
+            self.pace_ahead(limit.id)?;
+        }
+        fault::point("ebpf.limit-written");
+        let applied = if first { self.bring_in(limit.id)? } else { self.present(limit.id)? };
+        if limit.direction == Direction::Upload {
+            self.follow()?;
+        }
+        self.verify(limit.id, limit.direction, rate)?;
+        Ok(applied)
     }
 
     /// Empty elements in the three maps; no program looks at them before a process is entered.
@@ -172,11 +188,22 @@ impl Holder {
         let capacity = capacity(rate);
         let old = self.bucket(key, direction)?;
         let now = clock::monotonic_ns();
+        let mut bucket = TokenBucket::empty(rate, capacity, self.epoch_ns, now);
+        if direction == Direction::Upload && rate != 0 {
+            bucket.level = match old.level {
+                0 => rate / self.coming_flows(key).clamp(1, MOST_FLOWS),
+                // At another rate the flows are as many as before.
+                level => (u128::from(level) * u128::from(rate) / u128::from(old.rate_bps.max(1))) as u64,
+            }
+            .clamp(1, rate);
+            bucket.level_period_ns = pacing::period_ns(rate);
+        }
+        let shift = old.shift_to(rate, now);
         self.loaded.change_bucket(&BucketChange {
             id: key,
             direction: direction.index() as u64,
-            shift: old.shift_to(rate, now),
-            bucket: TokenBucket::empty(rate, capacity, self.epoch_ns, now),
+            shift,
+            bucket,
         })?;
         let mut configs = self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?;
         let read = |cause| Error::caused(Kind::Failed, format!("use the eBPF map {CONFIGS}"), &cause);
@@ -282,7 +309,12 @@ impl Holder {
                 look.members.remove(&key);
             }
         } else {
-            return self.set_rate(id, direction, 0);
+            self.set_rate(id, direction, 0)?;
+            if direction == Direction::Upload {
+                let pids = members::census(&self.loaded)?.remove(&key).unwrap_or_default();
+                self.unpace(&pids);
+            }
+            return Ok(());
         }
         // First the rate, which frees the traffic at once; then the processes.
         for direction in Direction::ALL {
@@ -297,8 +329,12 @@ impl Holder {
                 _ => {}
             }
         }
+        let pids = members::census(&self.loaded)?.remove(&key).unwrap_or_default();
         members::leave(&mut self.loaded, key)?;
-        self.bump()
+        self.bump()?;
+        // Other limits of theirs pace them again at the next renewal, or the next round trip.
+        self.unpace(&pids);
+        Ok(())
     }
 
     /// Deletes the map elements of limits that ended a while ago.

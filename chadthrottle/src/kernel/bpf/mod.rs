@@ -33,13 +33,14 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("SK_FAMILY", "sock", "__sk_common.skc_family"),
     ("SK_STATE", "sock", "__sk_common.skc_state"),
     ("SK_PROTOCOL", "sock", "sk_protocol"),
+    ("SK_MAX_PACING_RATE", "sock", "sk_max_pacing_rate"),
     ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
     ("TCP_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
 ];
 
 /// Programs without which no limit can hold. The two limiters have a form for kernels before 5.12.
 const NEEDED: &[&str] =
-    &["tag_new_socket", "follow_fork", "follow_exit", "tag_open_sockets", "change_bucket"];
+    &["tag_new_socket", "follow_fork", "follow_exit", "tag_open_sockets", "change_bucket", "pace_flow"];
 
 /// Programs that watch who uses a shared socket, best set first.
 const ADOPTERS: &[&[&str]] = &[&["adopt_on_send", "adopt_on_receive"], &["adopt_on_tcp_read"]];
@@ -183,6 +184,7 @@ impl Loaded {
             Program::CgroupSock(program) => program.load(),
             Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
             Program::Iter(program) => program.load("task_file", types),
+            Program::SockOps(program) => program.load(),
             _ => return Err(Error::failed(format!("the eBPF object's program {name} has an unknown type"))),
         };
         loaded.or_else(|cause| {
@@ -210,6 +212,7 @@ impl Loaded {
             ("tag_new_socket", CgroupHook::SocketCreate),
             (self.egress, CgroupHook::Egress),
             (self.ingress, CgroupHook::Ingress),
+            ("pace_flow", CgroupHook::SocketOps),
         ] {
             let link = attach(self.program_fd(name)?, &directory, hook)?;
             self.links.push((name, hook, link));
@@ -318,6 +321,23 @@ impl Loaded {
         sys::read_hash(data.fd().as_fd()).context(format!("read the eBPF map {name}"))
     }
 
+    /// One value of a hash map of the object.
+    pub fn entry<K: Pod, V: Pod>(&self, name: &str, key: &K) -> Result<V> {
+        let map =
+            self.ebpf.map(name).ok_or_else(|| Error::failed(format!("the eBPF object has no map {name}")))?;
+        HashMap::try_from(map)
+            .and_then(|map: HashMap<&MapData, K, V>| map.get(key, 0))
+            .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {name}"), &cause))
+    }
+
+    /// The map that knows how each connection is paced.
+    pub fn flows(&self) -> Result<FlowMap<'_>> {
+        match self.ebpf.map("FLOWS") {
+            Some(Map::SkStorage(data)) => Ok(FlowMap(data.fd().as_fd())),
+            _ => Err(Error::failed("the eBPF object has no socket storage map FLOWS")),
+        }
+    }
+
     /// An array of the object.
     pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
         get_bpf_map(&mut self.ebpf, name)
@@ -332,6 +352,10 @@ impl Loaded {
             .map_err(|cause| Error::caused(Kind::Failed, "open the eBPF events", &cause))
     }
 }
+
+/// The map `FLOWS`: a [`chadthrottle_common::abi::Flow`] for each connection that is or was paced.
+#[derive(Clone, Copy)]
+pub struct FlowMap<'a>(pub BorrowedFd<'a>);
 
 /// What the programs tell the owner.
 pub struct Events(RingBuf<MapData>);
