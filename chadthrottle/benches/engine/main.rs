@@ -1,7 +1,10 @@
 //! What the engine costs, beside what was promised. Run by `cargo xtask bench`, as root.
 
+mod accuracy;
+mod bucket;
 mod packet;
 mod scene;
+mod setting;
 mod stats;
 mod worker;
 
@@ -35,11 +38,21 @@ fn run() -> Result<()> {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_chadthrottle"));
     let scene = scene::Scene::new()?;
     let mut yardstick = scene::Yardstick::load(&object)?;
-    for _ in 0..3 {
-        let idle = yardstick.run_steps("idle_ingress", 1_000_000_000, 10_000)?;
-        let step = yardstick.run_steps("step_ingress", 1_000_000_000, 10_000)?;
-        eprintln!("idle {idle} step {step}: {:.2} ns", (step - idle) as f64 / 100.0);
+    let only = env::var("CHADT_BENCH_ONLY").unwrap_or_default();
+    let wanted = |part: &str| only.is_empty() || only == part;
+    let most = if env::var_os("CHADT_BENCH_QUICK").is_some() { 64 } else { 4_096 };
+    if wanted("bucket") {
+        let step = bucket::measure(&mut yardstick)?;
+        eprintln!("step {:.2} ns kernel, {:.2} host, {:?} cycles/ns", step.kernel_ns, step.host_ns, step.cycles_per_ns);
     }
-    packet::measure(&scene, &mut yardstick, &program)?;
+    if wanted("setting") {
+        setting::measure(&scene, &program, most)?;
+    }
+    if wanted("packet") {
+        packet::measure(&scene, &mut yardstick, &program, most)?;
+    }
+    if wanted("accuracy") {
+        accuracy::measure(&scene, &program)?;
+    }
     Ok(())
 }

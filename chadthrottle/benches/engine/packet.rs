@@ -77,7 +77,7 @@ fn row(scene: &Scene, engine: &mut Engine, what: &str, limits: usize, sockets: u
 }
 
 /// All lines.
-pub fn measure(scene: &Scene, yardstick: &mut Yardstick, program: &std::path::Path) -> Result<Vec<Row>> {
+pub fn measure(scene: &Scene, yardstick: &mut Yardstick, program: &std::path::Path, most: usize) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)
         .map_err(|cause| chadthrottle::Error::caused(chadthrottle::Kind::Failed, "enable eBPF statistics", &cause))?;
@@ -88,7 +88,6 @@ pub fn measure(scene: &Scene, yardstick: &mut Yardstick, program: &std::path::Pa
     let mut limited = Worker::sender(scene.place(), 10)?;
     let mut nested = Worker::sender(scene.place(), 10)?;
     engine.limit(limited.pid())?;
-    let most = if std::env::var_os("CHADT_BENCH_QUICK").is_some() { 64 } else { 4_096 };
     let (mut crowd, pids) = Worker::crowd(scene.place(), most, 64)?;
     let mut pids = pids.into_iter();
     let mut limits = 1;
