@@ -50,6 +50,9 @@ pub struct Versions {
     pub bpf_linker: String,
     /// The version line of `llvm-objcopy --version`.
     pub objcopy: String,
+    /// Whether the sources of `core` lie where its line information points: bpf-linker copies their lines
+    /// into the object then.
+    pub library_sources: bool,
 }
 
 impl Provenance {

@@ -10,11 +10,11 @@ mod meter;
 mod place;
 #[cfg(test)]
 mod tests;
+mod watch;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
-    os::fd::RawFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -27,16 +27,12 @@ use crate::{
     backend::{Backend, Driver, Site, select::Known},
     error::{Error, Kind, Result},
     kernel::{fault, process},
-    model::{Direction, Escape, EscapeKind, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
+    model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
     owner::protocol::{EndReason, LimitRequest},
 };
 
 /// How often a limit is looked at.
 const CHECK_PERIOD: Duration = Duration::from_secs(1);
-/// How long one [`Engine::tick`] may check limits before others get their turn.
-const CHECK_BUDGET: Duration = Duration::from_millis(5);
-/// Checks in a row that must fail before that counts as an escape.
-const CHECK_PATIENCE: u32 = 3;
 /// Longest duration of a limit.
 const MAX_DURATION: f64 = 10.0 * 365.0 * 86_400.0;
 
@@ -223,67 +219,6 @@ impl Engine {
         self.end_each(ids, EndReason::OwnerStopped, now)
     }
 
-    /// When [`Engine::tick`] has something to do.
-    pub fn next_due(&self) -> Option<Instant> {
-        let first = |set: &BTreeSet<(Instant, LimitId)>| set.first().map(|(time, _)| *time);
-        [first(&self.ends), first(&self.checks)].into_iter().flatten().min()
-    }
-
-    /// Ends limits whose duration is over, then checks those that are due, a few milliseconds long: more
-    /// may be due at once.
-    pub fn tick(&mut self, now: Instant) -> Vec<Event> {
-        let over: Vec<_> = self.ends.iter().take_while(|(end, _)| *end <= now).map(|(_, id)| *id).collect();
-        let mut events = self.end_each(over, EndReason::Duration, now);
-        let begun = Instant::now();
-        while let Some(&(due, id)) = self.checks.first()
-            && due <= now
-        {
-            events.extend(self.check(id, now));
-            if begun.elapsed() >= CHECK_BUDGET {
-                break;
-            }
-        }
-        events
-    }
-
-    /// Extends the leases of all backends. One that can't be extended is an escape of its limits.
-    pub fn renew(&mut self) -> Vec<Event> {
-        let mut events = Vec::new();
-        for index in 0..self.opened.len() {
-            let Err(error) = self.opened[index].backend.renew() else { continue };
-            tracing::error!("renew the lease of {}: {error}", self.opened[index].driver.name);
-            let message = format!("the limit runs out, its lease can't be renewed: {error}");
-            let escape = Escape { kind: EscapeKind::DeadLink, message };
-            for held in self.limits.values_mut() {
-                let placed = held.directions.get(self.opened[index].direction);
-                if placed.as_ref().is_some_and(|placed| placed.opened == index) && held.note(&escape) {
-                    events.push(escaped(held, escape.clone()));
-                }
-            }
-        }
-        for (opened, id) in std::mem::take(&mut self.leftovers) {
-            self.lift(opened, id);
-        }
-        events
-    }
-
-    /// Ends the limits whose target has ended.
-    pub fn collect_ended(&mut self, now: Instant) -> Vec<Event> {
-        let mut ids = BTreeSet::new();
-        for opened in &mut self.opened {
-            match opened.backend.ended() {
-                Ok(ended) => ids.extend(ended),
-                Err(error) => tracing::error!("ask {} which targets ended: {error}", opened.driver.name),
-            }
-        }
-        self.end_each(ids.into_iter().collect(), EndReason::TargetEnded, now)
-    }
-
-    /// Descriptors that become readable when [`Engine::collect_ended`] may have something to say.
-    pub fn wake_fds(&self) -> impl Iterator<Item = RawFd> {
-        self.opened.iter().filter_map(|opened| opened.backend.wake_fd())
-    }
-
     /// An owner works at one place; a client that wants another has to be told.
     fn same_site(&self, wanted: &Site) -> Result<()> {
         let place = |site: &Site| site.cgroup_root.as_deref().map(resolved);
@@ -379,60 +314,6 @@ impl Engine {
         }
         events
     }
-
-    /// Looks at one limit: counters, escapes, and whether its target is still there.
-    fn check(&mut self, id: LimitId, now: Instant) -> Vec<Event> {
-        let Some(mut held) = self.take(id) else { return Vec::new() };
-        held.next_check = now + CHECK_PERIOD;
-        let mut seen = Vec::new();
-        let mut failure = None;
-        for direction in Direction::ALL {
-            let Some(placed) = held.directions.get_mut(direction) else { continue };
-            let backend = &mut self.opened[placed.opened].backend;
-            let looked = backend.stats(id).and_then(|counters| Ok((counters, backend.check(id)?)));
-            match looked {
-                Ok((counters, checked)) => {
-                    placed.counters = counters;
-                    placed.meter.record(Instant::now().max(now), counters.passed_bytes);
-                    placed.checked(&checked);
-                    seen.extend(checked.escapes);
-                    seen.extend(placed.meter.above(placed.rate()).map(|measured| Escape {
-                        kind: EscapeKind::AboveLimit,
-                        message: format!(
-                            "{direction} ran at {measured} bytes/s over the last three seconds; the limit is {}",
-                            placed.rate().bytes_per_second()
-                        ),
-                    }));
-                }
-                Err(error) => failure = Some(error),
-            }
-        }
-        match failure {
-            None => held.failed_checks = 0,
-            Some(error) => {
-                tracing::warn!("check limit {id}: {error}");
-                held.failed_checks += 1;
-                if held.failed_checks == CHECK_PATIENCE {
-                    let message =
-                        format!("nobody can tell whether the limit holds: its check fails: {error}");
-                    seen.push(Escape { kind: EscapeKind::Unchecked, message });
-                }
-            }
-        }
-        let mut events = Vec::new();
-        for escape in seen {
-            if held.note(&escape) {
-                tracing::warn!("limit {id}: {escape}");
-                events.push(escaped(&held, escape));
-            }
-        }
-        let nobody_left = held.failed_checks == 0 && held.report(now).processes == 0;
-        self.put(held);
-        if nobody_left {
-            events.extend(self.end_each(vec![id], EndReason::TargetEnded, now));
-        }
-        events
-    }
 }
 
 impl Drop for Engine {
@@ -443,10 +324,6 @@ impl Drop for Engine {
             }
         }
     }
-}
-
-fn escaped(held: &Held, escape: Escape) -> Event {
-    Event { client: held.client, id: held.id, what: What::Escaped(escape) }
 }
 
 /// Old counters are better than none: an error only goes to the log.
@@ -464,19 +341,8 @@ fn usage(message: impl Into<String>) -> Error {
     Error::new(Kind::Usage, message)
 }
 
-/// What comes over the wire did not go through [`Rate::new`].
 fn validate(rates: &PerDirection<Option<Rate>>) -> Result<()> {
-    let mut some = false;
-    for (direction, rate) in rates.iter() {
-        let Some(rate) = rate else { continue };
-        some = true;
-        if Rate::new(rate.bytes_per_second()).is_none() {
-            return Err(usage(format!(
-                "a {direction} rate of {} bytes/s is out of range",
-                rate.bytes_per_second()
-            )));
-        }
-    }
+    let some = rates.iter().any(|(_, rate)| rate.is_some());
     if some { Ok(()) } else { Err(usage("a limit needs a rate in at least one direction")) }
 }
 

@@ -23,6 +23,8 @@ pub const PROC: &str = "/proc";
 
 /// `PF_KTHREAD` of the kernel's include/linux/sched.h.
 const PF_KTHREAD: u64 = 0x0020_0000;
+/// `PF_EXITING` of the same: it runs no code of its own any more, though it is no zombie yet.
+const PF_EXITING: u64 = 0x0000_0004;
 
 /// A process, told from any later one of the same id.
 #[derive(Debug)]
@@ -132,9 +134,9 @@ impl Stat {
         })
     }
 
-    /// Nothing of it runs any more; only its parent has not looked yet.
+    /// Nothing of it runs any more; only the kernel, or its parent, is not done with it.
     pub fn has_ended(&self) -> bool {
-        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+        (matches!(self.state, 'Z' | 'X') || self.flags & PF_EXITING != 0) && self.threads <= 1
     }
 
     /// Of a process that lives; else an error that says what the id means instead.

@@ -12,6 +12,7 @@ pub mod client;
 mod connection;
 pub mod janitor;
 mod lines;
+mod premises;
 pub mod protocol;
 mod runtime;
 pub mod server;

@@ -119,3 +119,87 @@ pub enum Reply {
         last: LimitReport,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fmt::Debug;
+
+    use serde::de::DeserializeOwned;
+
+    use super::*;
+    use crate::{
+        error::Kind,
+        model::{Counters, DirectionReport, EscapeKind},
+    };
+
+    /// One line there, and the same back.
+    fn round_trip<T: Serialize + DeserializeOwned + Debug>(value: &T) -> T {
+        let line = serde_json::to_string(value).unwrap();
+        assert!(!line.contains('\n'), "{line}");
+        let back: T = serde_json::from_str(&line).unwrap();
+        assert_eq!(format!("{value:?}"), format!("{back:?}"));
+        back
+    }
+
+    #[test]
+    fn requests() {
+        let limit = LimitRequest {
+            targets: vec![Target::Pid(i32::MAX as u32), Target::Tree(1)],
+            rates: PerDirection { upload: Rate::new(1_000), download: None },
+            backends: PerDirection { upload: None, download: Some("a \"name\"\n".into()) },
+            no_fallback: true,
+            partial: true,
+            duration: Some(0.125),
+            detach: true,
+            site: Site { cgroup_root: Some("/sys/fs/cgroup/chadt-x".into()) },
+        };
+        let rates = PerDirection { upload: Rate::new(crate::model::MAX_RATE), download: None };
+        for request in [
+            Request::Hello { version: VERSION },
+            Request::Limit(limit),
+            Request::Change { id: LimitId(u64::MAX), rates },
+            Request::Status,
+            Request::Clear { targets: Vec::new() },
+            Request::Clear { targets: vec![Target::Tree(7)] },
+        ] {
+            assert_eq!(round_trip(&request), request);
+        }
+    }
+
+    #[test]
+    fn replies() {
+        let direction = DirectionReport {
+            rate: Rate::new(1_000).unwrap(),
+            measured: None,
+            backend: "ebpf".into(),
+            counters: Counters { passed_bytes: u64::MAX, ..Counters::default() },
+        };
+        let escape = Escape { kind: EscapeKind::Bypass, message: "lines\nof text".into() };
+        let limit = LimitReport {
+            id: LimitId(1 << 63),
+            targets: vec![Target::Pid(1)],
+            name: "tmux: server (é)".into(),
+            processes: 1,
+            sockets: 2,
+            directions: PerDirection { upload: Some(direction), download: None },
+            detached: false,
+            client_pid: 3,
+            owner_pid: 4,
+            age: 1.5,
+            remaining: Some(0.1),
+            escapes: vec![escape.clone()],
+        };
+        let error = Error { kind: Kind::NoBackend, message: "m".into(), causes: vec!["c".into()] };
+        for reply in [
+            Reply::Hello { version: VERSION, pid: 1 },
+            Reply::Limited { limit: limit.clone(), notices: vec!["n".into()] },
+            Reply::Status(StatusReport { limits: vec![limit.clone()] }),
+            Reply::Cleared { ended: vec![LimitId(1)] },
+            Reply::Error(error),
+            Reply::Escaped { id: LimitId(1), escape },
+            Reply::Ended { id: LimitId(1), reason: EndReason::TargetEnded, last: limit },
+        ] {
+            round_trip(&reply);
+        }
+    }
+}

@@ -7,10 +7,7 @@ use std::{
     io::{self, Write},
     os::{
         fd::{AsFd, BorrowedFd, FromRawFd, RawFd},
-        unix::{
-            fs::PermissionsExt,
-            net::{UnixListener, UnixStream},
-        },
+        unix::net::{UnixListener, UnixStream},
     },
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
@@ -30,18 +27,16 @@ use nix::{
 use super::{
     connection::Connection,
     janitor::Janitor,
+    premises::Premises,
     protocol::{EndReason, Reply, Request},
-    runtime::{Lock, Runtime},
+    runtime::Runtime,
     start::Startup,
 };
 use crate::{
     backend::{DRIVERS, Driver, Site},
     engine::{ClientId, Engine, Event, What},
     error::{Context, Error, Result},
-    kernel::{
-        fault,
-        journal::{self, Journal, Object},
-    },
+    kernel::fault,
 };
 
 /// How often leases are renewed; they last three seconds.
@@ -128,7 +123,8 @@ fn open(dir: &Path, site: &Site, drivers: &'static [Driver], ready: &mut Ready) 
         // The one that was opened before us may have been removed by the owner before us.
         nix::unistd::dup2_stderr(runtime.open_log()?).context("write to the log")?;
     }
-    let premises = Premises::open(runtime.clone(), lock)?;
+    let mut premises = Premises::enter(runtime.clone(), lock)?;
+    let listener = premises.listen()?;
     fault::point("owner.socket");
     let janitor = Janitor::start(&runtime)?;
     fault::point("owner.janitor");
@@ -139,62 +135,14 @@ fn open(dir: &Path, site: &Site, drivers: &'static [Driver], ready: &mut Ready) 
         connections: BTreeMap::new(),
         last_client: 0,
         signals,
-        premises,
+        listener,
+        _premises: premises,
         janitor,
         renew_at: now,
         accept_at: now,
         last_busy: now,
         served: false,
     }))
-}
-
-/// The socket and the files around it, which are removed with this.
-struct Premises {
-    listener: UnixListener,
-    socket: Object,
-    runtime: Runtime,
-    journal: Journal,
-    _lock: Lock,
-}
-
-impl Premises {
-    fn open(runtime: Runtime, lock: Lock) -> Result<Self> {
-        let swept = journal::sweep(runtime.path())?;
-        for removed in swept.removed {
-            tracing::info!("removed the {removed} that was left here");
-        }
-        for error in swept.failed {
-            tracing::warn!("{error}");
-        }
-        let mut journal = Journal::create(runtime.path())?;
-        let path = runtime.socket();
-        let socket = Object::File { path: path.clone() };
-        journal.record(socket.clone())?;
-        fault::point("owner.journal");
-        runtime.remove_socket()?;
-        let doing = || format!("listen at {}", path.display());
-        let listener = match UnixListener::bind(&path) {
-            Ok(listener) => listener,
-            Err(cause) => {
-                journal.done(&socket)?;
-                return Err(cause).context(doing());
-            }
-        };
-        let premises = Self { listener, socket, runtime, journal, _lock: lock };
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).context(doing())?;
-        premises.listener.set_nonblocking(true).context(doing())?;
-        Ok(premises)
-    }
-}
-
-impl Drop for Premises {
-    fn drop(&mut self) {
-        let removed = self.runtime.remove_socket();
-        if let Err(error) = removed.and_then(|_| self.journal.done(&self.socket)) {
-            tracing::error!("{error}");
-        }
-        self.runtime.drop_empty_log();
-    }
 }
 
 /// Whose descriptor it is that something happened to.
@@ -213,7 +161,9 @@ struct Server {
     connections: BTreeMap<ClientId, Connection>,
     last_client: u64,
     signals: SignalFd,
-    premises: Premises,
+    listener: UnixListener,
+    /// Held until everything else is undone.
+    _premises: Premises,
     janitor: Janitor,
     renew_at: Instant,
     accept_at: Instant,
@@ -319,7 +269,7 @@ impl Server {
             fds.push(PollFd::new(fd, flags));
         };
         if accepting {
-            watch(Source::Listener, self.premises.listener.as_fd(), PollFlags::POLLIN);
+            watch(Source::Listener, self.listener.as_fd(), PollFlags::POLLIN);
         }
         if let Some(fd) = self.janitor.as_fd() {
             watch(Source::Janitor, fd, PollFlags::POLLIN);
@@ -341,7 +291,7 @@ impl Server {
 
     fn accept(&mut self, now: Instant) {
         loop {
-            match self.premises.listener.accept() {
+            match self.listener.accept() {
                 Ok((stream, _)) => self.welcome(stream),
                 Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return,
                 Err(cause) if cause.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -396,10 +346,9 @@ impl Server {
                 self.last_busy = Instant::now();
             }
             // Closing tells the client that its limits are gone, so it comes after.
-            if self.connections.get_mut(&id).is_some_and(|connection| connection.is_done()) {
-                if self.connections.remove(&id).is_some_and(|connection| connection.is_greeted()) {
-                    self.last_busy = Instant::now();
-                }
+            let done = self.connections.get_mut(&id).is_some_and(|connection| connection.is_done());
+            if done && self.connections.remove(&id).is_some_and(|connection| connection.is_greeted()) {
+                self.last_busy = Instant::now();
             }
         }
     }

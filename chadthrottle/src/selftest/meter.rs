@@ -41,6 +41,14 @@ impl Meter {
         self.tracks.values().filter_map(|track| track.last()).map(|(time, _)| *time).fold(0.0, f64::max)
     }
 
+    /// Time of the first report of `run` at or after `time`, or `time` when there is none: measuring from
+    /// there on keeps what moved before a change out of what moved after it.
+    pub fn report_after(&self, run: u64, time: f64) -> f64 {
+        let times = self.of(run, None).flatten().map(|(reported, _)| *reported);
+        let first = times.filter(|reported| *reported >= time).fold(f64::INFINITY, f64::min);
+        if first.is_finite() { first } else { time }
+    }
+
     /// The processes that moved something for `run`.
     pub fn processes(&self, run: u64) -> Vec<u32> {
         self.tracks.keys().filter(|(_, other)| *other == run).map(|(pid, _)| *pid).collect()
@@ -51,6 +59,7 @@ impl Meter {
         let latest = self.of(run, None).filter_map(|track| track.last());
         latest.fold(Totals::default(), |sum, (_, totals)| Totals {
             rx: sum.rx + totals.rx,
+            arrived: sum.arrived + totals.arrived,
             tx: sum.tx + totals.tx,
             rx_datagrams: sum.rx_datagrams + totals.rx_datagrams,
             tx_datagrams: sum.tx_datagrams + totals.tx_datagrams,
@@ -120,6 +129,13 @@ mod tests {
     fn nothing_moves_before_the_first_and_after_the_last_report() {
         assert_eq!(meter().rate(7, 0.0, 20.0, |totals| totals.rx), 175.0);
         assert_eq!(meter().rate(8, 0.0, 20.0, |totals| totals.rx), 0.0);
+    }
+
+    #[test]
+    fn a_measurement_may_begin_with_a_report() {
+        assert_eq!(meter().report_after(7, 10.5), 11.0);
+        assert_eq!(meter().report_after(7, 11.0), 11.0);
+        assert_eq!(meter().report_after(7, 12.5), 12.5);
     }
 
     #[test]

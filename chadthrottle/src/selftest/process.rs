@@ -309,10 +309,9 @@ pub struct Output {
 pub struct Call(Process<Output>);
 
 impl Call {
-    /// Starts `program` with `arguments`.
-    pub fn spawn(program: &Path, place: Place<'_>, arguments: &[String]) -> Result<Self> {
-        let mut command = Command::new(program);
-        command.args(arguments);
+    /// Starts `command`, which is our program with arguments.
+    pub fn spawn(command: Command, place: Place<'_>) -> Result<Self> {
+        let arguments: Vec<_> = command.get_args().map(|word| word.to_string_lossy()).collect();
         let name = format!("chadthrottle {}", arguments.join(" "));
         let process =
             Process::spawn(&name, command, place, |output: &mut Output, stream, line| match stream {

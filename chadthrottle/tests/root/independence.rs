@@ -1,5 +1,99 @@
-//! x
+//! Limits, and those who have none, do not disturb each other; limits change and go without a trace.
+
 use libtest_mimic::Trial;
+
+use crate::support::*;
+
 pub fn trials() -> Vec<Trial> {
-    vec![]
+    vec![
+        plain("independence::a_neighbour_keeps_its_rate", neighbour),
+        plain("independence::two_limits_of_two_callers", two_callers),
+        plain("independence::nested_limits_both_hold", nested),
+        plain("independence::a_changed_limit_has_no_gap", changed),
+        plain("independence::a_removed_limit_gives_full_speed_back", removed),
+    ]
+}
+
+/// A process in the same cgroup.
+fn neighbour(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let address = scene.tcp(Version::V4);
+    let (limited, free) = (scene.run(), scene.run());
+    let transfer = |run| [format!("connect tcp {address} put cc=cubic run={run}")];
+    let client = scene.client(&transfer(limited))?;
+    let _neighbour = scene.client(&transfer(free))?;
+    let start = now() + 0.3;
+    let before = received(&server, free, start, start + 2.0)?;
+    let limit = scene.limit(&format!("pid:{} -u 1M", client.pid()))?;
+    let since = limit.since + 0.5;
+    let after = received(&server, free, since, since + 2.0)?;
+    ensure_held(&server, limited, limit.since, 1e6)?;
+    ensure!(after >= 0.9 * before, "the neighbour had {before:.0} bytes/s and has {after:.0}");
+    Ok(())
+}
+
+fn two_callers(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let address = scene.tcp(Version::V4);
+    let (slow, fast) = (scene.run(), scene.run());
+    let transfer = |run| [format!("connect tcp {address} put cc=cubic run={run}")];
+    let one = scene.client(&transfer(slow))?;
+    let other = scene.client(&transfer(fast))?;
+    let first = scene.limit(&format!("pid:{} -u 1M", one.pid()))?;
+    let second = scene.limit(&format!("pid:{} -u 4M", other.pid()))?;
+    ensure_held(&server, slow, second.since, 1e6)?;
+    ensure_held(&server, fast, second.since, 4e6)?;
+    let ended = first.end()?;
+    await_full_speed(&server, slow, ended, 1.0)?;
+    ensure_held(&server, fast, ended, 4e6)
+}
+
+/// The smaller one decides, and the larger one again when it is gone.
+fn nested(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} put run={run}", scene.tcp(Version::V4))])?;
+    let outer = scene.limit(&format!("tree:{} -u 4M", client.pid()))?;
+    let inner = scene.limit(&format!("pid:{} -u 1M", client.pid()))?;
+    ensure_held(&server, run, inner.since, 1e6)?;
+    let ended = inner.end()?;
+    ensure_held(&server, run, ended, 4e6)?;
+    let ended = outer.end()?;
+    await_full_speed(&server, run, ended, 1.0).map(drop)
+}
+
+/// A detached limit that is set again with another rate.
+fn changed(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} put flows=4 run={run}", scene.tcp(Version::V4))])?;
+    let target = format!("pid:{}", client.pid());
+    scene.succeed(&format!("limit {target} -u 1M --detach"))?;
+    ensure_held(&server, run, now(), 1e6)?;
+    let before = now();
+    scene.succeed(&format!("limit {target} -u 4M --detach"))?;
+    let after = now();
+    ensure_held(&server, run, after, 4e6)?;
+    let around = received(&server, run, before - 0.5, after + 0.5)?;
+    ensure!(around < 4.6e6, "while it changes, {around:.0} bytes/s pass");
+    ensure!(scene.status()?.limits.len() == 1, "the change made a second limit");
+    scene.succeed(&format!("clear {target}"))?;
+    await_full_speed(&server, run, now(), 1.0).map(drop)
+}
+
+/// In both directions.
+fn removed(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let address = scene.tcp(Version::V4);
+    let (get, put) = (scene.run(), scene.run());
+    let client = scene.client(&[
+        format!("connect tcp {address} get cc=cubic run={get}"),
+        format!("connect tcp {address} put cc=cubic run={put}"),
+    ])?;
+    let limit = scene.limit(&format!("pid:{} -u 1M -d 1M", client.pid()))?;
+    ensure_held(&client, get, limit.since, 1e6)?;
+    ensure_held(&server, put, limit.since, 1e6)?;
+    let ended = limit.end()?;
+    await_full_speed(&client, get, ended, 1.0)?;
+    await_full_speed(&server, put, ended, 1.0).map(drop)
 }

@@ -12,7 +12,11 @@ use crate::sh;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use provenance::{OBJECT, PROVENANCE, Provenance, sha256, source_hash};
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 use toolchain::Toolchain;
 
 const TARGET: &str = "bpfel-unknown-none";
@@ -42,7 +46,8 @@ pub fn run(options: &Options) -> Result<()> {
     let toolchain = Toolchain::find_or_install(options.toolchain)?;
     eprintln!("xtask: eBPF toolchain: {}", toolchain.describe());
 
-    let object = build(&root, &toolchain)?;
+    let folder = target_dir(&root, &toolchain, options.check)?;
+    let object = build(&root, &toolchain, &folder)?;
     let now = Provenance {
         object: sha256(&object),
         sources: source_hash(&root).context("hash the eBPF sources")?,
@@ -62,14 +67,26 @@ fn write(path: &Path, contents: &[u8]) -> Result<()> {
     fs::write(path, contents).with_context(|| format!("write {}", path.display()))
 }
 
+/// One for each set of tools, since cargo does not notice another linker; an empty one to check in.
+fn target_dir(root: &Path, toolchain: &Toolchain, check: bool) -> Result<PathBuf> {
+    if !check {
+        let tools = sha256(toml::to_string(&toolchain.versions)?.as_bytes());
+        return Ok(root.join("target/ebpf").join(&tools[..12]));
+    }
+    let folder = root.join("target/ebpf/check");
+    if folder.exists() {
+        fs::remove_dir_all(&folder).with_context(|| format!("remove {}", folder.display()))?;
+    }
+    Ok(folder)
+}
+
 /// Compiles, links, refuses what cannot be loaded, strips.
-fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
-    let target_dir = root.join("target/ebpf");
+fn build(root: &Path, toolchain: &Toolchain, target_dir: &Path) -> Result<Vec<u8>> {
     let mut cargo = toolchain.cargo();
     cargo
         .current_dir(root.join("chadthrottle-ebpf"))
         .args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"])
-        .arg(&target_dir)
+        .arg(target_dir)
         .arg("--config")
         .arg(remap(root, toolchain)?);
     sh::run(&mut cargo).context("build the eBPF programs")?;
@@ -86,14 +103,13 @@ fn build(root: &Path, toolchain: &Toolchain) -> Result<Vec<u8>> {
 /// The paths of this machine that would end up in the object's line information, by fixed names.
 /// Given as configuration: it adds to the flags of the crate's own, where RUSTFLAGS would replace them.
 fn remap(root: &Path, toolchain: &Toolchain) -> Result<String> {
-    let mut flags = vec![
-        format!("--remap-path-prefix={}=/chadthrottle", root.display()),
-        format!("--remap-path-prefix={}=/cargo", toolchain::cargo_home()?.display()),
-    ];
-    for source in toolchain.library_sources() {
-        flags.push(format!("--remap-path-prefix={}=/rustc", source.display()));
-    }
-    let flags = toml::Value::from(flags);
+    let flags = [
+        (root.to_owned(), "/chadthrottle"),
+        (toolchain::cargo_home()?, "/cargo"),
+        (toolchain.library_sources(), "/rustc"),
+    ]
+    .map(|(path, name)| format!("--remap-path-prefix={}={name}", path.display()));
+    let flags = toml::Value::from(flags.to_vec());
     Ok(format!("target.{TARGET}.rustflags={flags}"))
 }
 

@@ -21,6 +21,7 @@ pub struct Toolchain {
     rustc: PathBuf,
     cargo: PathBuf,
     sysroot: PathBuf,
+    linker: PathBuf,
     /// `llvm-objcopy`.
     pub objcopy: PathBuf,
     /// What goes into the provenance.
@@ -72,10 +73,14 @@ impl Toolchain {
         let linker = linker(kind, major)?;
         let objcopy = objcopy(major)?;
         let objcopy_version = sh::output(Command::new(&objcopy).arg("--version"))?;
+        let rustc_version = sh::first_line(&rustc, "-V")?;
+        let number = rustc_version.split(' ').nth(1).unwrap_or_default();
         let versions = Versions {
-            rustc: sh::first_line(&rustc, "-V")?,
+            // Debian's package rust-web-src. Its path is in the ready-made `core` and cannot be remapped.
+            library_sources: Path::new("/usr/src").join(format!("rustc-{number}")).exists(),
+            rustc: rustc_version,
             cargo: sh::first_line(&cargo, "-V")?,
-            bpf_linker: sh::first_line(linker, "--version")?,
+            bpf_linker: sh::first_line(&linker, "--version")?,
             objcopy: objcopy_version
                 .lines()
                 .find(|line| line.contains("version"))
@@ -84,7 +89,7 @@ impl Toolchain {
                 .to_owned(),
             llvm,
         };
-        Ok(Self { kind, rustc, cargo, sysroot, objcopy, versions })
+        Ok(Self { kind, rustc, cargo, sysroot, linker, objcopy, versions })
     }
 
     /// One line for the screen.
@@ -99,6 +104,13 @@ impl Toolchain {
     /// Its cargo, freed from what the cargo that runs us put into the environment.
     pub fn cargo(&self) -> Command {
         let mut cargo = Command::new(&self.cargo);
+        // Just installed, the linker may be in a folder that PATH does not name.
+        let mut path = self.linker.parent().unwrap_or(Path::new("/")).as_os_str().to_owned();
+        if let Some(rest) = env::var_os("PATH") {
+            path.push(":");
+            path.push(rest);
+        }
+        cargo.env("PATH", path);
         for name in ["RUSTC", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "RUSTC_WRAPPER", "RUSTUP_TOOLCHAIN"] {
             cargo.env_remove(name);
         }
@@ -109,13 +121,9 @@ impl Toolchain {
         cargo
     }
 
-    /// Where the sources of `core` are said to be.
-    pub fn library_sources(&self) -> Vec<PathBuf> {
-        let version = self.versions.rustc.split(' ').nth(1).unwrap_or_default();
-        vec![
-            self.sysroot.join("lib/rustlib/src/rust"),
-            Path::new("/usr/src").join(format!("rustc-{version}")),
-        ]
+    /// Where the sources are of which a nightly builds `core`.
+    pub fn library_sources(&self) -> PathBuf {
+        self.sysroot.join("lib/rustlib/src/rust")
     }
 }
 
@@ -162,7 +170,7 @@ fn linker(kind: Kind, major: &str) -> Result<PathBuf> {
     install.args(["install", LINKER, "--version", LINKER_VERSION, "--locked", "--force"]);
     match kind {
         Kind::Debian => {
-            apt::ensure(&[&format!("llvm-{major}-dev")], "building bpf-linker")?;
+            apt::ensure(&[&format!("llvm-{major}-dev"), "g++", "zlib1g-dev"], "building bpf-linker")?;
             let prefix = format!("/usr/lib/llvm-{major}");
             install
                 .args(["--no-default-features", "--features", &format!("llvm-{major}")])

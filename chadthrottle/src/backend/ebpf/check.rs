@@ -111,7 +111,7 @@ impl Holder {
     /// What all limits' processes and sockets look like now; walks at most every [`FRESH`].
     pub fn look(&mut self) -> Result<&mut Look> {
         if self.look.as_ref().is_none_or(|look| look.at.elapsed() > FRESH) {
-            let members = members::census(&mut self.loaded)?;
+            let members = members::census(&self.loaded)?;
             let pids: HashSet<u32> = members.values().flatten().copied().collect();
             let records = if pids.len() <= WALK_EACH {
                 let mut records = Vec::new();

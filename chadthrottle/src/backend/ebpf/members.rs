@@ -6,6 +6,7 @@ use std::{
     path::Path,
 };
 
+use aya::maps::MapError;
 use chadthrottle_common::abi::{MAX_NESTED, MAX_PROCESSES, ProcessEntry};
 
 use crate::{
@@ -90,18 +91,13 @@ fn enter_one(loaded: &mut Loaded, pid: u32, key: u64, live: &HashSet<u64>) -> Re
         let how = if old.is_some() { BPF_EXIST } else { BPF_NOEXIST };
         match processes.insert(pid, entry, how) {
             Ok(()) => break,
-            Err(cause) => {
-                let known = processes.keys().count();
-                if known >= MAX_PROCESSES as usize {
-                    return Err(Error::failed(format!(
-                        "limit process {pid}: {known} processes are limited already, which is all there is room for"
-                    )));
-                }
-                if !process.alive() {
-                    break;
-                }
-                tracing::debug!("enter process {pid}: {cause}");
+            Err(MapError::SyscallError(cause)) if cause.io_error.raw_os_error() == Some(libc::E2BIG) => {
+                return Err(Error::failed(format!(
+                    "limit process {pid}: {MAX_PROCESSES} processes are limited already, which is all there is room for"
+                )));
             }
+            Err(_) if !process.alive() => break,
+            Err(cause) => tracing::debug!("enter process {pid}: {cause}"),
         }
     }
     let holds = processes.get(&pid, 0).is_ok_and(|entry| entry.limits.contains(&key));
@@ -148,12 +144,9 @@ pub fn leave(loaded: &mut Loaded, key: u64) -> Result<()> {
 }
 
 /// The processes of every limit.
-pub fn census(loaded: &mut Loaded) -> Result<BTreeMap<u64, Vec<u32>>> {
+pub fn census(loaded: &Loaded) -> Result<BTreeMap<u64, Vec<u32>>> {
     let mut members = BTreeMap::<u64, Vec<u32>>::new();
-    for item in loaded.hash::<u32, ProcessEntry>(PROCESSES)?.iter() {
-        // An entry that was removed during the walk ends aya's iteration with an error: what is missed
-        // now is there the next time.
-        let Ok((pid, entry)) = item else { continue };
+    for (pid, entry) in loaded.entries::<u32, ProcessEntry>(PROCESSES)? {
         for id in entry.limits.into_iter().take_while(|id| *id != 0) {
             members.entry(id).or_default().push(pid);
         }

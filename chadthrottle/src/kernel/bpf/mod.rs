@@ -9,7 +9,7 @@ use std::{
 
 use aya::{
     Btf as AyaBtf, Ebpf, EbpfLoader, Pod,
-    maps::{Array, HashMap, MapData, RingBuf},
+    maps::{Array, HashMap, Map, MapData, RingBuf},
     programs::{CgroupSkb, Program, ProgramError},
 };
 use chadthrottle_common::abi::{BucketChange, Event, SocketRecord};
@@ -308,6 +308,14 @@ impl Loaded {
     /// A hash map of the object.
     pub fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
         get_bpf_map(&mut self.ebpf, name)
+    }
+
+    /// Everything in a hash map of the object.
+    pub fn entries<K: Pod + Default, V: Pod + Default>(&self, name: &str) -> Result<Vec<(K, V)>> {
+        let Some(Map::HashMap(data)) = self.ebpf.map(name) else {
+            return Err(Error::failed(format!("the eBPF object has no hash map {name}")));
+        };
+        sys::read_hash(data.fd().as_fd()).context(format!("read the eBPF map {name}"))
     }
 
     /// An array of the object.

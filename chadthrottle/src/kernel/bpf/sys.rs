@@ -234,3 +234,57 @@ pub fn run_once(program: BorrowedFd<'_>, packet: &[u8], repeat: u32) -> io::Resu
     bpf(BPF_PROG_TEST_RUN, &mut run)?;
     Ok((run.retval, run.duration))
 }
+
+const BPF_MAP_LOOKUP_BATCH: libc::c_int = 24;
+
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map_fd: u32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Everything in a hash map, in a few calls, bucket by bucket: unlike a walk from key to key this neither
+/// starts over nor stops when entries come and go meanwhile.
+pub fn read_hash<K: aya::Pod + Default, V: aya::Pod + Default>(
+    map: BorrowedFd<'_>,
+) -> io::Result<Vec<(K, V)>> {
+    let (mut at, mut next) = (0u32, 0u32);
+    let mut room = 1_024usize;
+    let mut entries = Vec::new();
+    let mut begun = false;
+    loop {
+        let (mut keys, mut values) = (vec![K::default(); room], vec![V::default(); room]);
+        let mut batch = Batch {
+            in_batch: if begun { (&raw mut at) as u64 } else { 0 },
+            out_batch: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: room as u32,
+            map_fd: map.as_raw_fd() as u32,
+            ..Batch::default()
+        };
+        let done = match bpf(BPF_MAP_LOOKUP_BATCH, &mut batch) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            // A bucket holds more than there is room for.
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) => {
+                room *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        keys.truncate(batch.count as usize);
+        entries.extend(keys.into_iter().zip(values));
+        if done {
+            return Ok(entries);
+        }
+        (at, begun) = (next, true);
+    }
+}

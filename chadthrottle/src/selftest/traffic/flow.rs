@@ -140,6 +140,7 @@ impl Flow {
         let totals = runs.entry(self.run).or_default();
         totals.flows += 1;
         if let Some(info) = tcp_info(&self.socket) {
+            totals.arrived += info.tcpi_bytes_received;
             totals.sent += info.tcpi_bytes_sent;
             totals.retransmitted += info.tcpi_bytes_retrans;
         }

@@ -45,6 +45,9 @@ use crate::error::Result;
 pub struct Totals {
     /// Payload bytes received.
     pub rx: u64,
+    /// Payload bytes that TCP received (`tcpi_bytes_received`), read by now or not: up to megabytes a
+    /// connection wait for a reader that is slower than the sender.
+    pub arrived: u64,
     /// Payload bytes handed to the kernel.
     pub tx: u64,
     /// Datagrams received.

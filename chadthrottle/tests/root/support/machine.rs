@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs, io,
-    path::Path,
+    path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
@@ -24,23 +24,32 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub struct Machine(BTreeSet<String>);
 
 impl Machine {
-    /// As it is now.
+    /// As it is now, without what other programs at work use.
     pub fn look() -> Result<Self> {
+        // Read before the objects are listed: what is made in between counts as ours, and is looked at again.
+        let others = Objects::of_other_programs()?;
         let mut found = BTreeSet::new();
         for program in aya::programs::loaded_programs().flatten() {
-            found.insert(format!("eBPF program {} {}", program.id(), program.name_as_str().unwrap_or("?")));
+            if !others.programs.contains(&program.id()) {
+                let name = program.name_as_str().unwrap_or("?");
+                found.insert(format!("eBPF program {} {name}", program.id()));
+            }
         }
         for link in aya::programs::loaded_links().flatten() {
-            found.insert(format!("eBPF link {} of program {}", link.id(), link.program_id()));
+            if !others.links.contains(&link.id()) {
+                found.insert(format!("eBPF link {} of program {}", link.id(), link.program_id()));
+            }
         }
         for map in aya::maps::loaded_maps().flatten() {
-            found.insert(format!("eBPF map {} {}", map.id(), map.name_as_str().unwrap_or("?")));
+            if !others.maps.contains(&map.id()) {
+                found.insert(format!("eBPF map {} {}", map.id(), map.name_as_str().unwrap_or("?")));
+            }
         }
         for device in Route::open()?.links()? {
             found.insert(format!("network device {} {}", device.index, device.name));
         }
-        names_below(Path::new("/sys/fs/bpf"), "chad", &mut found)?;
-        names_below(&cgroup::mount()?, "chadt-", &mut found)?;
+        names_below(Path::new("/sys/fs/bpf"), &|name| name.starts_with("chad"), &mut found)?;
+        names_below(&cgroup::mount()?, &|name| name.starts_with("chadt-") && !is_anothers(name), &mut found)?;
         found.extend(processes()?);
         Ok(Self(found))
     }
@@ -60,8 +69,63 @@ impl Machine {
     }
 }
 
-/// Folders and files whose names begin with `start`.
-fn names_below(folder: &Path, start: &str, found: &mut BTreeSet<String>) -> Result<()> {
+/// Whether a cgroup, by its name, belongs to another run of the tests or of the self-test that is at work.
+fn is_anothers(name: &str) -> bool {
+    let pid = name.split('-').nth(2).and_then(|word| word.parse::<u32>().ok());
+    pid.is_some_and(|pid| pid != std::process::id() && Path::new(&format!("/proc/{pid}")).exists())
+}
+
+/// Ids of eBPF objects.
+#[derive(Debug, Default)]
+struct Objects {
+    programs: BTreeSet<u32>,
+    links: BTreeSet<u32>,
+    maps: BTreeSet<u32>,
+}
+
+impl Objects {
+    /// Those that processes hold which do not run the binary under test, with what these keep alive.
+    fn of_other_programs() -> Result<Self> {
+        let ours = binary_under_test()?;
+        let mut held = Self::default();
+        for pid in pids()? {
+            let process = Path::new("/proc").join(pid.to_string());
+            if fs::read_link(process.join("exe")).is_ok_and(|exe| exe != ours) {
+                held.add_descriptors(&process.join("fdinfo"));
+            }
+        }
+        for link in aya::programs::loaded_links().flatten() {
+            if held.links.contains(&link.id()) {
+                held.programs.insert(link.program_id());
+            }
+        }
+        for program in aya::programs::loaded_programs().flatten() {
+            if held.programs.contains(&program.id()) {
+                held.maps.extend(program.map_ids().ok().flatten().unwrap_or_default());
+            }
+        }
+        Ok(held)
+    }
+
+    /// Takes in what the descriptors of a process, which may end meanwhile, refer to (bpf(2), fdinfo).
+    fn add_descriptors(&mut self, fdinfo: &Path) {
+        for entry in fs::read_dir(fdinfo).into_iter().flatten().flatten() {
+            let text = fs::read_to_string(entry.path()).unwrap_or_default();
+            for (key, value) in text.lines().filter_map(|line| line.split_once(':')) {
+                let Ok(id) = value.trim().parse() else { continue };
+                match key {
+                    "prog_id" => self.programs.insert(id),
+                    "link_id" => self.links.insert(id),
+                    "map_id" => self.maps.insert(id),
+                    _ => false,
+                };
+            }
+        }
+    }
+}
+
+/// Folders and files with names that are wanted.
+fn names_below(folder: &Path, wanted: &dyn Fn(&str) -> bool, found: &mut BTreeSet<String>) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         // Not there, or just gone.
@@ -70,19 +134,23 @@ fn names_below(folder: &Path, start: &str, found: &mut BTreeSet<String>) -> Resu
     };
     for entry in entries.flatten() {
         let path = entry.path();
-        if entry.file_name().to_string_lossy().starts_with(start) {
+        if wanted(&entry.file_name().to_string_lossy()) {
             found.insert(path.display().to_string());
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            names_below(&path, start, found)?;
+            names_below(&path, wanted, found)?;
         }
     }
     Ok(())
 }
 
+fn binary_under_test() -> Result<PathBuf> {
+    program().canonicalize().map_err(|cause| failed("find the binary under test", &cause))
+}
+
 /// Processes that run the binary under test.
 fn processes() -> Result<Vec<String>> {
-    let program = program().canonicalize().map_err(|cause| failed("find the binary under test", &cause))?;
+    let program = binary_under_test()?;
     let mut found = Vec::new();
     for pid in pids()? {
         let path = Path::new("/proc").join(pid.to_string());

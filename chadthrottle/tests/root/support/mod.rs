@@ -8,12 +8,12 @@ pub use chadthrottle::{
     model::Direction,
     selftest::{
         lab::Version,
-        meter::Meter,
+        meter::{DATAGRAM_HEADERS_V4, DATAGRAM_HEADERS_V6},
         process::{Call, Traffic, sleep_until},
         traffic::{Totals, now},
     },
 };
-pub use scene::{Limit, Scene};
+pub use scene::{FULL_SPEED, Limit, Scene, await_full_speed, ensure_held, received};
 
 use std::path::PathBuf;
 
@@ -23,7 +23,8 @@ use machine::Machine;
 /// Fails the trial, with a message, unless the condition holds.
 macro_rules! ensure {
     ($condition:expr, $($message:tt)+) => {
-        if !$condition {
+        let holds: bool = $condition;
+        if !holds {
             return Err(chadthrottle::Error::failed(format!($($message)+)));
         }
     };

@@ -4,7 +4,7 @@ use std::{
     cell::Cell,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{Command, ExitStatus},
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -107,13 +107,16 @@ impl Scene {
 
     /// Starts our command line; `words` are separated by spaces.
     pub fn start(&self, words: &str) -> Result<Call> {
-        Call::spawn(&self.program, Place::default(), &self.arguments(words))
+        Call::spawn(self.command(words), Place::default())
     }
 
-    fn arguments(&self, words: &str) -> Vec<String> {
-        let own = ["--runtime-dir", &self.runtime_dir().display().to_string()].map(str::to_owned);
-        let root = ["--cgroup-root", &self.cgroup.path().display().to_string()].map(str::to_owned);
-        words.split(' ').map(str::to_owned).chain(own).chain(root).collect()
+    /// Our command line, not yet started.
+    pub fn command(&self, words: &str) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(words.split(' '));
+        command.arg("--runtime-dir").arg(self.runtime_dir());
+        command.arg("--cgroup-root").arg(self.cgroup.path());
+        command
     }
 
     /// Runs our command line to its end.
@@ -191,6 +194,38 @@ impl Drop for Scene {
             // It may have ended by now.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
+    }
+}
+
+/// How fast `receiver` gets payload for `run` between two times, in bytes/s.
+pub fn received(receiver: &Traffic, run: u64, from: f64, to: f64) -> Result<f64> {
+    Ok(receiver.meter_at(to)?.rate(run, from, to, |totals| totals.rx))
+}
+
+/// Fails unless `run` is held to about `rate` (bytes/s) from a second after `since` on, for three seconds.
+/// That tells whether a limit holds this traffic; how exactly it does is another theme. Within so short a
+/// time what TCP got out of order, and hands over later, makes a difference.
+pub fn ensure_held(receiver: &Traffic, run: u64, since: f64, rate: f64) -> Result<()> {
+    let share = received(receiver, run, since + 1.0, since + 4.0)? / rate;
+    ensure!((0.5..1.5).contains(&share), "run {run} gets {share:.3} of its limit");
+    Ok(())
+}
+
+/// Speed that only traffic without a limit reaches, in bytes/s; limits in the trials are far below.
+pub const FULL_SPEED: f64 = 20e6;
+
+/// Fails unless `run` is at full speed at some time between `from` and `within` seconds later; then how long
+/// it took.
+pub fn await_full_speed(receiver: &Traffic, run: u64, from: f64, within: f64) -> Result<f64> {
+    const LOOK: f64 = 0.1;
+    let mut time = now().max(from);
+    loop {
+        let rate = received(receiver, run, time, time + LOOK)?;
+        if rate >= FULL_SPEED {
+            return Ok(time - from);
+        }
+        time += LOOK;
+        ensure!(time <= from + within, "run {run} still moves only {rate:.0} bytes/s after {within} s");
     }
 }
 
