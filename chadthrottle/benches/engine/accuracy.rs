@@ -45,7 +45,10 @@ pub fn measure(scene: &Scene, program: &Path) -> Result<Vec<Row>> {
                 let row = row(scene, &mut engine, program, direction, flows, congestion)?;
                 eprintln!(
                     "{direction} {flows} {congestion}: first second {:.3}, passed {:.3}, received {:.3}, free {:.0} MB/s",
-                    row.first, row.passed, row.received, row.free / 1e6
+                    row.first,
+                    row.passed,
+                    row.received,
+                    row.free / 1e6
                 );
                 rows.push(row);
             }
@@ -78,7 +81,7 @@ fn row(
     engine.apply(id, direction, client.pid(), RATE)?;
     let start = now();
     // When the counter was read, and what it said.
-    let mut read = |engine: &mut Engine, after: f64| -> Result<(f64, u64)> {
+    let read = |engine: &mut Engine, after: f64| -> Result<(f64, u64)> {
         while now() < start + after {
             engine.tick()?;
             sleep_until((now() + 0.2).min(start + after))?;

@@ -48,7 +48,14 @@ pub struct Row {
 }
 
 /// Measures whatever is on its way now.
-fn row(scene: &Scene, engine: &mut Engine, what: &str, limits: usize, sockets: usize, rows: &mut Vec<Row>) -> Result<()> {
+fn row(
+    scene: &Scene,
+    engine: &mut Engine,
+    what: &str,
+    limits: usize,
+    sockets: usize,
+    rows: &mut Vec<Row>,
+) -> Result<()> {
     for direction in Direction::ALL {
         let programs = Programs::find(scene, direction)?;
         engine.tick()?;
@@ -69,7 +76,15 @@ fn row(scene: &Scene, engine: &mut Engine, what: &str, limits: usize, sockets: u
         };
         eprintln!(
             "{:<28} {:<8} {:>5} limits {:>6} sockets: empty {:>5.1}, engine +{:.1} (quiet +{:.1}), naive +{:.1} ns ({} windows)",
-            row.what, row.direction, limits, sockets, row.empty, row.engine.median, row.engine.quiet, row.naive.median, windows.len()
+            row.what,
+            row.direction,
+            limits,
+            sockets,
+            row.empty,
+            row.engine.median,
+            row.engine.quiet,
+            row.naive.median,
+            windows.len()
         );
         rows.push(row);
     }
@@ -77,10 +92,16 @@ fn row(scene: &Scene, engine: &mut Engine, what: &str, limits: usize, sockets: u
 }
 
 /// All lines.
-pub fn measure(scene: &Scene, yardstick: &mut Yardstick, program: &std::path::Path, most: usize) -> Result<Vec<Row>> {
+pub fn measure(
+    scene: &Scene,
+    yardstick: &mut Yardstick,
+    program: &std::path::Path,
+    most: usize,
+) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
-    let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime)
-        .map_err(|cause| chadthrottle::Error::caused(chadthrottle::Kind::Failed, "enable eBPF statistics", &cause))?;
+    let _statistics = aya::sys::enable_stats(aya::sys::Stats::RunTime).map_err(|cause| {
+        chadthrottle::Error::caused(chadthrottle::Kind::Failed, "enable eBPF statistics", &cause)
+    })?;
     yardstick.attach(scene)?;
     let mut engine = Engine::open(scene)?;
 
@@ -102,7 +123,9 @@ pub fn measure(scene: &Scene, yardstick: &mut Yardstick, program: &std::path::Pa
             engine.limit(pid)?;
         }
         limits = wanted;
-        for (what, sender) in [("untagged", &mut free), ("one limit", &mut limited), ("four nested limits", &mut nested)] {
+        for (what, sender) in
+            [("untagged", &mut free), ("one limit", &mut limited), ("four nested limits", &mut nested)]
+        {
             if limits == 1 && what.starts_with("four") {
                 continue;
             }

@@ -1,6 +1,6 @@
 //! How long it takes to set, change and remove a limit.
 
-use std::{path::Path, time::Instant};
+use std::{path::Path, process::Command, time::Instant};
 
 use chadthrottle::{
     Error, Kind, Result,
@@ -64,7 +64,13 @@ pub fn measure(scene: &Scene, program: &Path, most: usize) -> Result<Vec<Times>>
     Ok(lines)
 }
 
-fn library(scene: &Scene, pids: &[u32], limits: usize, crowd: &mut Worker, lines: &mut Vec<Times>) -> Result<()> {
+fn library(
+    scene: &Scene,
+    pids: &[u32],
+    limits: usize,
+    crowd: &mut Worker,
+    lines: &mut Vec<Times>,
+) -> Result<()> {
     let mut engine = Engine::open(scene)?;
     let (held, more) = pids.split_at(limits);
     for pid in held {
@@ -123,9 +129,11 @@ fn protocol(
     ];
     let limit = |pid: u32| {
         let words = ["limit", &format!("pid:{pid}"), "--upload-limit", "100GB/s"].map(str::to_owned);
-        words.into_iter().chain(options.clone()).collect::<Vec<_>>()
+        let mut command = Command::new(program);
+        command.args(words).args(&options);
+        command
     };
-    let first = Call::spawn(program, Place::default(), &limit(held[0]))?;
+    let first = Call::spawn(limit(held[0]), Place::default())?;
     first.await_message("limited")?;
     let mut client = Client::connect(folder.path())?.ok_or_else(|| Error::failed("there is no owner"))?;
     for pid in &held[1..] {
@@ -145,7 +153,7 @@ fn protocol(
     }
     for pid in &more[..CALLS] {
         let mut command = timed(&mut call, || {
-            let command = Call::spawn(program, Place::default(), &limit(*pid))?;
+            let command = Call::spawn(limit(*pid), Place::default())?;
             command.await_message("limited")?;
             Ok(command)
         })?;

@@ -56,12 +56,7 @@ impl Timed {
         // SAFETY: the command's arm of union bpf_attr, at its size; `info` is as long as it says and
         // outlives the call; its zeros ask for none of the arrays.
         let result = unsafe {
-            libc::syscall(
-                libc::SYS_bpf,
-                BPF_OBJ_GET_INFO_BY_FD,
-                &raw mut attributes,
-                size_of::<InfoByFd>(),
-            )
+            libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attributes, size_of::<InfoByFd>())
         };
         if result < 0 {
             let cause = io::Error::last_os_error();
@@ -74,7 +69,7 @@ impl Timed {
 /// Length of a window: short, so that most of them are free of interrupts and of other processes.
 const WINDOW: Duration = Duration::from_millis(4);
 /// Fewer runs than this say nothing.
-const MIN_RUNS: u64 = 100;
+const MIN_RUNS: u64 = 25;
 
 /// Mean ns of a run of each program, window by window.
 pub fn watch<const N: usize>(programs: [&Timed; N], length: Duration) -> Result<Vec<[f64; N]>> {

@@ -49,7 +49,11 @@ impl Worker {
     pub fn crowd(place: Place<'_>, count: usize, talkers: usize) -> Result<(Self, Vec<u32>)> {
         let (worker, line) = Self::spawn(place, &["crowd", &count.to_string(), &talkers.to_string()])?;
         let pids: Vec<_> = line.split(' ').filter_map(|word| word.parse().ok()).collect();
-        if pids.len() == count { Ok((worker, pids)) } else { Err(Error::failed("start a crowd: some are missing")) }
+        if pids.len() == count {
+            Ok((worker, pids))
+        } else {
+            Err(Error::failed("start a crowd: some are missing"))
+        }
     }
 
     fn spawn(place: Place<'_>, arguments: &[&str]) -> Result<(Self, String)> {
@@ -178,7 +182,10 @@ fn member(talker: bool) -> ! {
         // SAFETY: never used again in this process.
         unsafe { libc::close(fd) };
     }
-    while parent_lives {
+    if !parent_lives {
+        std::process::exit(0);
+    }
+    loop {
         let Some(socket) = &socket else {
             nix::unistd::pause();
             continue;
@@ -188,5 +195,4 @@ fn member(talker: bool) -> ! {
         }
         thread::sleep(PAUSE);
     }
-    std::process::exit(0)
 }
