@@ -5,7 +5,7 @@ use core::num::NonZeroU64;
 
 use aya_ebpf::{
     bindings::bpf_sock,
-    helpers::{bpf_sk_fullsock, bpf_skc_to_mptcp_sock},
+    helpers::{bpf_ktime_get_ns, bpf_sk_fullsock, bpf_skc_to_mptcp_sock},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -21,7 +21,7 @@ use chadthrottle_common::{
 use crate::{
     atomic::{self, MapWord},
     kernel::global,
-    maps::{CGROUP_BUCKETS, CGROUP_STATS, EVENTS, TAGS, live_state, resolve},
+    maps::{CGROUP_BUCKETS, CGROUP_STATS, EVENTS, MPTCP, TAGS, live_state, resolve},
     packet, pacing,
 };
 
@@ -34,15 +34,16 @@ const DROP_AND_SLOW_DOWN: i32 = 2;
 const IPPROTO_TCP: u32 = 6;
 const TCP_LISTEN: u32 = 10;
 
+/// What the packet's socket carries. The helpers themselves refuse what is no full socket.
 #[inline(always)]
 unsafe fn tag_of(socket: *mut bpf_sock) -> Option<&'static mut Tag> {
-    // SAFETY: the caller's: a full socket from the context.
+    // SAFETY: the caller's: a socket from the context.
     unsafe {
         if let Some(tag) = TAGS.get(socket.cast()) {
             return Some(tag);
         }
         // Subflows of MPTCP are the kernel's own sockets; the one the process holds is above them.
-        if global::HAVE_MPTCP() == 0 || (*socket).protocol != IPPROTO_TCP {
+        if global::HAVE_MPTCP() == 0 || *MPTCP.get(0)? == 0 {
             return None;
         }
         let above = bpf_skc_to_mptcp_sock(socket.cast());
@@ -55,6 +56,15 @@ unsafe fn tag_of(socket: *mut bpf_sock) -> Option<&'static mut Tag> {
         let own = TAGS.get_or_create(socket.cast())?;
         *own = tag;
         Some(own)
+    }
+}
+
+#[inline(always)]
+unsafe fn is_tcp(socket: *mut bpf_sock) -> bool {
+    // SAFETY: the caller's: a socket from the context.
+    unsafe {
+        let socket = bpf_sk_fullsock(socket);
+        !socket.is_null() && (*socket).protocol == IPPROTO_TCP
     }
 }
 
@@ -87,11 +97,11 @@ unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool) {
 /// A packet that a limit may hold.
 struct Packet<'a> {
     ctx: &'a SkBuffContext,
+    socket: *mut bpf_sock,
     direction: usize,
-    now_ns: u64,
+    /// [`recent_ns`](crate::maps::recent_ns): what has room by it has room by the clock.
+    recent_ns: u64,
     wire: Wire,
-    /// TCP that may be an acknowledgement, or opens or closes a connection.
-    small: bool,
 }
 
 /// A limit's bucket, as the packet found it.
@@ -103,27 +113,48 @@ struct Found {
 }
 
 impl Packet<'_> {
-    /// `None`: no such limit any more, or none in this direction.
+    /// Null: no such limit any more.
     #[inline(always)]
-    unsafe fn find<const CAS: bool>(&self, id: u64) -> Option<Found> {
-        // SAFETY: a map value of two elements, direction 0 or 1.
+    unsafe fn bucket(&self, id: u64) -> *mut TokenBucket {
+        if id == 0 {
+            return core::ptr::null_mut();
+        }
+        match CGROUP_BUCKETS.get_ptr_mut(id) {
+            // SAFETY: a map value of two elements, direction 0 or 1.
+            Some(pair) => unsafe { pair.cast::<TokenBucket>().add(self.direction) },
+            None => core::ptr::null_mut(),
+        }
+    }
+
+    /// `None`: no limit in this direction.
+    #[inline(always)]
+    unsafe fn find<const CAS: bool>(&self, bucket: *mut TokenBucket) -> Option<Found> {
+        if bucket.is_null() {
+            return None;
+        }
+        // SAFETY: else it came from the map in this run.
         unsafe {
-            let bucket = CGROUP_BUCKETS.get_ptr_mut(id)?.cast::<TokenBucket>().add(self.direction);
             let rate = NonZeroU64::new((*bucket).rate_bps)?;
-            let now = ticks(self.now_ns, (*bucket).epoch_ns);
+            let now = ticks(self.recent_ns, (*bucket).epoch_ns);
             let seen = MapWord::<CAS>(&raw mut (*bucket).virtual_time).load();
             Some(Found { bucket, rate, now, seen })
         }
     }
 
     #[inline(always)]
-    unsafe fn has_room(&self, found: &Found) -> bool {
+    unsafe fn has_room(&self, found: &mut Found) -> bool {
         if has_room(found.seen, found.now, 0) {
             return true;
         }
         // SAFETY: the pointer came from the map in this run.
         unsafe {
-            self.small
+            found.now = ticks(bpf_ktime_get_ns(), (*found.bucket).epoch_ns);
+            if has_room(found.seen, found.now, 0) {
+                return true;
+            }
+            // TCP that may be an acknowledgement, or opens or closes a connection.
+            self.wire.bytes <= SMALL_PACKET
+                && is_tcp(self.socket)
                 && (has_room(found.seen, found.now, (*found.bucket).small_ticks)
                     || has_room(found.seen, found.now, (*found.bucket).urgent_ticks)
                         && packet::is_urgent(self.ctx))
@@ -141,13 +172,22 @@ impl Packet<'_> {
         }
     }
 
+    #[inline(always)]
+    unsafe fn look_at_level(&self, id: u64, found: &Found) {
+        if self.direction == UPLOAD {
+            // SAFETY: as above.
+            unsafe { pacing::look(id, found.bucket, self.recent_ns) };
+        }
+    }
+
     /// One limit, which is the usual case.
     #[inline(always)]
     unsafe fn pass_one<const CAS: bool>(&self, id: u64) -> bool {
         // SAFETY: as above.
         unsafe {
-            let Some(found) = self.find::<CAS>(id) else { return true };
-            let passes = self.has_room(&found);
+            let Some(mut found) = self.find::<CAS>(self.bucket(id)) else { return true };
+            self.look_at_level(id, &found);
+            let passes = self.has_room(&mut found);
             if passes {
                 self.charge::<CAS>(id, &found);
             } else {
@@ -163,17 +203,20 @@ impl Packet<'_> {
         let mut passes = true;
         // SAFETY: as above.
         unsafe {
-            for id in ids {
-                if let Some(found) = self.find::<CAS>(*id)
-                    && !self.has_room(&found)
+            let [a, b, c, d] = *ids;
+            let buckets = [self.bucket(a), self.bucket(b), self.bucket(c), self.bucket(d)];
+            for (bucket, id) in buckets.iter().zip(ids) {
+                if let Some(mut found) = self.find::<CAS>(*bucket)
+                    && !self.has_room(&mut found)
                 {
                     passes = false;
                     count(*id, self.direction, self.wire, false);
                 }
             }
             if passes {
-                for id in ids {
-                    if let Some(found) = self.find::<CAS>(*id) {
+                for (bucket, id) in buckets.iter().zip(ids) {
+                    if let Some(found) = self.find::<CAS>(*bucket) {
+                        self.look_at_level(*id, &found);
                         self.charge::<CAS>(*id, &found);
                     }
                 }
@@ -193,12 +236,8 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         if socket.is_null() {
             return None;
         }
-        let socket = bpf_sk_fullsock(socket);
-        if socket.is_null() {
-            return None;
-        }
         let tag = tag_of(socket)?;
-        let (state, now_ns) = live_state()?;
+        let (state, recent_ns) = live_state()?;
         resolve(tag, state.epoch);
         if tag.limits[0] == 0 {
             return None;
@@ -210,12 +249,7 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
             }
             return None;
         }
-        let tcp = (*socket).protocol == IPPROTO_TCP;
-        let wire = packet::wire(ctx);
-        let packet = Packet { ctx, direction, now_ns, wire, small: tcp && wire.bytes <= SMALL_PACKET };
-        if direction == UPLOAD {
-            pacing::control(&tag.limits, now_ns);
-        }
+        let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx) };
         let passes = if tag.limits[1] == 0 {
             packet.pass_one::<CAS>(tag.limits[0])
         } else {
@@ -223,7 +257,7 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         };
         Some(if passes {
             PASS
-        } else if direction == UPLOAD && !tcp {
+        } else if direction == UPLOAD && !is_tcp(socket) {
             // The sender must not see an error.
             DROP_AND_SLOW_DOWN
         } else {

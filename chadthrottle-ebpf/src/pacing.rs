@@ -14,7 +14,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use chadthrottle_common::{
-    abi::{MAX_NESTED, TAG_LISTENER, TAG_SHARED, ThrottleStats, TokenBucket, UPLOAD},
+    abi::{TAG_LISTENER, TAG_SHARED, ThrottleStats, TokenBucket, UPLOAD},
     pacing::{next_level, payload_rate},
 };
 
@@ -27,32 +27,28 @@ const SOL_SOCKET: i32 = 1;
 const SO_MAX_PACING_RATE: i32 = 47;
 const AF_INET6: u32 = 10;
 
-/// Looks at the level of each limit when it is due. Two processors may look at once: then the level takes
-/// two steps, and the next looks mend it.
+/// Looks at the level of a limit when it is due. Two processors may look at once: then the level takes two
+/// steps, and the next looks mend it.
+///
+/// # Safety
+/// `bucket` is the upload bucket of limit `id`, from the map in this run.
 #[inline(always)]
-pub fn control(ids: &[u64; MAX_NESTED], now_ns: u64) {
-    for id in ids {
-        if *id == 0 {
-            break;
+pub unsafe fn look(id: u64, bucket: *mut TokenBucket, now_ns: u64) {
+    // SAFETY: the caller's; the counters are a map value of two elements.
+    unsafe {
+        let elapsed = now_ns.saturating_sub((*bucket).level_at_ns);
+        if elapsed < (*bucket).level_period_ns || (*bucket).level == 0 {
+            return;
         }
-        // SAFETY: map values of two elements.
-        unsafe {
-            let Some(pair) = CGROUP_BUCKETS.get_ptr_mut(*id) else { continue };
-            let bucket = pair.cast::<TokenBucket>().add(UPLOAD);
-            let elapsed = now_ns.saturating_sub((*bucket).level_at_ns);
-            if (*bucket).level == 0 || elapsed < (*bucket).level_period_ns {
-                continue;
-            }
-            (*bucket).level_at_ns = now_ns;
-            let Some(pair) = CGROUP_STATS.get_ptr(*id) else { continue };
-            let stats = pair.cast::<ThrottleStats>().add(UPLOAD);
-            let (passed, refused) = ((*stats).bytes_passed, (*stats).packets_dropped);
-            let used = passed.wrapping_sub((*bucket).level_passed);
-            let lost = refused.wrapping_sub((*bucket).level_refused);
-            (*bucket).level_passed = passed;
-            (*bucket).level_refused = refused;
-            (*bucket).level = next_level((*bucket).level, (*bucket).rate_bps, used, lost, elapsed);
-        }
+        (*bucket).level_at_ns = now_ns;
+        let Some(pair) = CGROUP_STATS.get_ptr(id) else { return };
+        let stats = pair.cast::<ThrottleStats>().add(UPLOAD);
+        let (passed, refused) = ((*stats).bytes_passed, (*stats).packets_dropped);
+        let used = passed.wrapping_sub((*bucket).level_passed);
+        let lost = refused.wrapping_sub((*bucket).level_refused);
+        (*bucket).level_passed = passed;
+        (*bucket).level_refused = refused;
+        (*bucket).level = next_level((*bucket).level, (*bucket).rate_bps, used, lost, elapsed);
     }
 }
 

@@ -17,7 +17,7 @@ use chadthrottle_common::abi::{
 use crate::{
     atomic,
     kernel::{field, global},
-    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, live_state},
+    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, live_state, note_protocol},
 };
 
 const AF_INET: u16 = 2;
@@ -44,6 +44,7 @@ pub fn tag_new_socket(ctx: SockContext) -> i32 {
     // SAFETY: the context is the socket.
     unsafe {
         if let Some(entry) = PROCESSES.get(tgid) {
+            note_protocol((*ctx.sock).protocol);
             if let Some(tag) = TAGS.get_or_create(ctx.as_ptr()) {
                 own(tag, tgid, entry);
             } else if let Some(lost) = LOST.get_ptr_mut(0) {
@@ -95,6 +96,7 @@ unsafe fn claim(socket: *mut c_void, tgid: u32, entry: &ProcessEntry) -> u32 {
         if TAGS.get(socket).is_none() {
             flags |= RECORD_WAS_UNTAGGED;
         }
+        note_protocol(field::<u16>(socket, global::SK_PROTOCOL()).into());
         let Some(tag) = TAGS.get_or_create(socket) else {
             return flags;
         };
