@@ -257,14 +257,31 @@ pub fn sockets(proc: &Path, pid: u32) -> Vec<u32> {
 pub fn in_initial_pid_namespace() -> Result<bool> {
     /// PROC_PID_INIT_INO of include/linux/proc_ns.h.
     const INITIAL: &str = "pid:[4026531836]";
-    Ok(pid_namespace(std::process::id())? == INITIAL)
+    // Not by our id: a /proc of another namespace knows somebody else by it.
+    const PATH: &str = "/proc/self/ns/pid";
+    let link = fs::read_link(PATH).context(format!("read {PATH}"))?;
+    Ok(link.to_string_lossy() == INITIAL)
 }
 
-/// Names the PID namespace of a process: equal names, equal namespaces.
-pub fn pid_namespace(pid: u32) -> Result<String> {
-    let path = format!("{PROC}/{pid}/ns/pid");
-    let link = fs::read_link(&path).context(format!("read {path}"))?;
-    Ok(link.to_string_lossy().into_owned())
+/// Whether a process, whose id is as we see it, sees the same ids as we do. Takes no right, unlike the
+/// names of its namespaces. With a /proc of another namespace, which knows it by another id, nobody can
+/// tell; then the answer is yes.
+pub fn in_our_pid_namespace(pid: u32) -> Result<bool> {
+    let ours = fs::read_link("/proc/self").context("read /proc/self")?;
+    if ours.to_str() != Some(&std::process::id().to_string()) {
+        return Ok(true);
+    }
+    Ok(namespaces_below(&pid.to_string())? == namespaces_below("self")?)
+}
+
+/// In how many PID namespaces a process has an id, from that of the mounted /proc on down.
+fn namespaces_below(pid: &str) -> Result<usize> {
+    let path = Path::new(PROC).join(pid).join("status");
+    let text = fs::read(&path).context(format!("read {}", path.display()))?;
+    let text = String::from_utf8_lossy(&text);
+    let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    ids.map(|ids| ids.split_whitespace().count())
+        .ok_or_else(|| Error::failed(format!("{} has no line 'NSpid'", path.display())))
 }
 
 /// Descriptor number of a pidfd that a program started by us is to inherit.

@@ -248,6 +248,5 @@ fn admit(stream: &UnixStream) -> Result<u32> {
     if pid == 0 {
         return Err(elsewhere());
     }
-    let theirs = process::pid_namespace(pid)?;
-    if theirs == process::pid_namespace(std::process::id())? { Ok(pid) } else { Err(elsewhere()) }
+    if process::in_our_pid_namespace(pid)? { Ok(pid) } else { Err(elsewhere()) }
 }

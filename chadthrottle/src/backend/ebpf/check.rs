@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chadthrottle_common::abi::{Lost, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord};
+use chadthrottle_common::abi::{Lost, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord, ThrottleStats};
 
 use super::{
-    holder::{Holder, unknown},
+    holder::{Holder, STATS, unknown},
     members,
 };
 use crate::{
@@ -36,8 +36,8 @@ const FOREIGN_EVERY: Duration = Duration::from_secs(3);
 /// passed on, but not used yet.
 const UNUSED_BYTES: u64 = 64 * 1024;
 
-/// What the sockets moved may exceed what passed by so many bytes (what was in flight, or in the hands of
-/// two counters at different moments), and by a tenth.
+/// What the sockets moved may exceed what passed by so many bytes (what was in flight, or came between two
+/// counters' reading), and by a tenth.
 const BYPASS_SLACK: u64 = 1024 * 1024;
 
 /// Ticks in a row that must look like a bypass.
@@ -50,6 +50,8 @@ pub(super) struct Look {
     pub members: BTreeMap<u64, Vec<u32>>,
     /// Open sockets by process.
     sockets: HashMap<u32, Vec<SocketRecord>>,
+    /// Bytes that passed until then, by key of the limit.
+    passed: HashMap<u64, [u64; 2]>,
     /// Programs whose link was found dead.
     dead: Vec<&'static str>,
 }
@@ -58,13 +60,14 @@ impl Look {
     pub fn new(
         members: BTreeMap<u64, Vec<u32>>,
         records: Vec<SocketRecord>,
+        passed: HashMap<u64, [u64; 2]>,
         dead: Vec<&'static str>,
     ) -> Self {
         let mut sockets = HashMap::<u32, Vec<SocketRecord>>::new();
         for record in records {
             sockets.entry(record.tgid).or_default().push(record);
         }
-        Self { at: Instant::now(), members, sockets, dead }
+        Self { at: Instant::now(), members, sockets, passed, dead }
     }
 
     /// Records of a limit, each socket once.
@@ -87,22 +90,30 @@ impl Look {
     }
 }
 
+/// What an earlier look saw of a limit.
+pub(super) struct Seen {
+    at: Instant,
+    passed: [u64; 2],
+    /// By the kernel's address of the socket.
+    sockets: HashMap<u64, SocketRecord>,
+}
+
 /// What the check remembers of one direction of a limit.
 #[derive(Default)]
 pub(super) struct Judge {
-    passed: Option<u64>,
     suspicious: u32,
     ticks: u32,
 }
 
 impl Judge {
-    /// Takes in one tick: bytes that the sockets moved and that passed the hook since the limit was set.
+    /// Takes in what moved at the sockets and what passed the hook between two looks, in bytes.
     /// True when more moved than passed, for some time, by more than two counters can differ.
-    fn bypassed(&mut self, moved: u64, passed_total: u64) -> bool {
-        let passed = self.passed.replace(passed_total).map(|before| passed_total.saturating_sub(before));
+    fn bypassed(&mut self, moved: u64, passed: u64) -> bool {
         self.ticks += 1;
-        // In the first ticks what was in flight before is acknowledged.
-        let Some(passed) = passed.filter(|_| self.ticks > 3) else { return false };
+        // In the first second what was in flight before is acknowledged.
+        if self.ticks == 1 {
+            return false;
+        }
         if moved > passed + passed / 10 + BYPASS_SLACK {
             self.suspicious += 1;
         } else {
@@ -135,7 +146,9 @@ impl Holder {
             if !dead.is_empty() {
                 self.loaded.attach_again(&self.cgroup)?;
             }
-            self.look = Some(Look::new(members, records, dead));
+            // After the sockets: what is under way between the two readings has passed, and not moved.
+            let passed = self.passed_bytes()?;
+            self.look = Some(Look::new(members, records, passed, dead));
         }
         self.look.as_mut().ok_or_else(|| Error::failed("look at the limited processes"))
     }
@@ -146,7 +159,8 @@ impl Holder {
         let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
         let first = look.members.get(&key).and_then(|pids| pids.first()).copied();
         let records = look.records(key);
-        let dead = look.dead.clone();
+        let passed = look.passed.get(&key).copied().unwrap_or_default();
+        let (at, dead) = (look.at, look.dead.clone());
         let mut escapes = Vec::new();
         if !dead.is_empty() {
             escapes.push(Escape {
@@ -170,25 +184,35 @@ impl Holder {
         if let Some(pid) = first {
             escapes.extend(self.foreign(id, pid, direction));
         }
-        let passed = self.stats(id, direction)?.passed_bytes;
+        let now = Seen { at, passed, sockets: records };
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
-        let moved = moved(&held.sockets, &records, direction);
-        if held.judge.get_mut(direction).bypassed(moved, passed) {
-            escapes.push(Escape {
-                kind: EscapeKind::Bypass,
-                message: format!(
-                    "its sockets moved {moved} bytes of {direction} in a second, more than passed the limit: something \
-                     carries them past the socket's hook (sockmap? a kernel module?)"
-                ),
-            });
+        if let Some(before) = held.seen.as_ref().filter(|before| before.at != at) {
+            let moved = moved(&before.sockets, &now.sockets, direction);
+            let passed = now.passed[direction.index()].saturating_sub(before.passed[direction.index()]);
+            if held.judge.get_mut(direction).bypassed(moved, passed) {
+                escapes.push(Escape {
+                    kind: EscapeKind::Bypass,
+                    message: format!(
+                        "its sockets moved {moved} bytes of {direction} in a second, but only {passed} passed the \
+                         limit: something carries them past it (sockets that were made outside {}? a kernel module?)",
+                        self.cgroup.display()
+                    ),
+                });
+            }
         }
-        let sockets = records.len() as u32;
+        let sockets = now.sockets.len() as u32;
         // Both directions compare with the same earlier look: whoever checks last replaces it.
         let last = Direction::ALL.into_iter().rfind(|each| held.rates.get(*each).is_some());
         if last == Some(direction) {
-            held.sockets = records;
+            held.seen = Some(now);
         }
         Ok(Checked { processes, sockets, escapes })
+    }
+
+    /// Bytes that each limit let through so far, by its key.
+    fn passed_bytes(&self) -> Result<HashMap<u64, [u64; 2]>> {
+        let stats = self.loaded.entries::<u64, [ThrottleStats; 2]>(STATS)?;
+        Ok(stats.into_iter().map(|(key, pair)| (key, pair.map(|stats| stats.bytes_passed))).collect())
     }
 
     /// Children or sockets that the programs had no room for.
@@ -296,7 +320,7 @@ mod tests {
         let mut judge = Judge::default();
         let much = 10 * BYPASS_SLACK;
         let answers: Vec<_> = (0..6).map(|_| judge.bypassed(much, 1_000)).collect();
-        assert_eq!(answers, [false, false, false, false, true, true]);
+        assert_eq!(answers, [false, false, true, true, true, true]);
         assert!(!judge.bypassed(BYPASS_SLACK, 1_000));
         assert!(!judge.bypassed(much, 1_000));
     }

@@ -1,7 +1,7 @@
 //! What is in the kernel, once for both directions.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, HashSet},
     os::fd::RawFd,
     path::PathBuf,
     time::{Duration, Instant},
@@ -31,7 +31,7 @@ use crate::{
 
 const CONFIGS: &str = "CGROUP_CONFIGS";
 const BUCKETS: &str = "CGROUP_BUCKETS";
-const STATS: &str = "CGROUP_STATS";
+pub(super) const STATS: &str = "CGROUP_STATS";
 
 /// How long the programs go on holding without a word from the owner.
 const LEASE: Duration = Duration::from_secs(3);
@@ -56,8 +56,8 @@ pub(super) struct Held {
     pub key: u64,
     pub rates: PerDirection<Option<u64>>,
     pub targets: Vec<Target>,
-    /// Sockets of its processes at the last look, by the kernel's address of the socket.
-    pub sockets: HashMap<u64, SocketRecord>,
+    /// What the last check saw.
+    pub seen: Option<super::check::Seen>,
     pub judge: PerDirection<super::check::Judge>,
     /// When others' programs were looked for last, and what was found.
     pub foreign: PerDirection<Option<(Instant, Option<crate::model::Escape>)>>,
@@ -70,6 +70,7 @@ pub(super) struct Holder {
     site: Site,
     /// Where the programs are attached.
     pub cgroup: PathBuf,
+    cgroup_id: u64,
     /// Root of the cgroup2 mount.
     pub mount: PathBuf,
     /// Zero of every bucket's virtual time.
@@ -103,6 +104,7 @@ impl Holder {
             loaded,
             events,
             site: site.clone(),
+            cgroup_id: cgroup::get_cgroup_id(&cgroup)?,
             cgroup,
             mount: cgroup::mount()?,
             epoch_ns: clock::monotonic_ns(),
@@ -129,7 +131,7 @@ impl Holder {
                 key: NARROW | limit.id.0,
                 rates: PerDirection::default(),
                 targets: limit.targets.clone(),
-                sockets: HashMap::new(),
+                seen: None,
                 judge: PerDirection::default(),
                 foreign: PerDirection::default(),
             };
@@ -233,7 +235,8 @@ impl Holder {
         let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let (key, targets) = (held.key, held.targets.clone());
         let live: HashSet<u64> = self.held.values().map(|held| held.key).collect();
-        let pids = members::enter(&mut self.loaded, &targets, key, &live)?;
+        let within = members::Within { mount: &self.mount, path: &self.cgroup, id: self.cgroup_id };
+        let pids = members::enter(&mut self.loaded, &targets, key, &live, &within)?;
         fault::point("ebpf.process-entered");
         self.bump()?;
         if pids.len() <= WALK_EACH {
