@@ -13,7 +13,7 @@ mod tests;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
@@ -27,7 +27,7 @@ use self::{
 use crate::{
     backend::{Backend, Driver, Site, select::Known},
     error::{Error, Kind, Result},
-    kernel::{fault, process},
+    kernel::{cgroup, fault, process},
     model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
     owner::protocol::{EndReason, LimitRequest},
 };
@@ -132,16 +132,13 @@ impl Engine {
     /// should know: backends that failed, a direction that could not be had. After an error nothing has
     /// changed. A detached limit of the very same targets is changed to what is asked for now.
     pub fn set(&mut self, request: &LimitRequest, asker: Asker) -> Result<(LimitReport, Vec<String>)> {
-        self.same_site(&request.site)?;
         validate(&request.rates)?;
         let duration = request.duration.map(valid_duration).transpose()?;
-        let name = valid_targets(&request.targets)?;
-        let mut targets: Vec<Target> = Vec::new();
-        for target in &request.targets {
-            if !targets.contains(target) {
-                targets.push(target.clone());
-            }
-        }
+        let mut seen = HashSet::new();
+        let targets: Vec<Target> =
+            request.targets.iter().filter(|target| seen.insert(*target)).cloned().collect();
+        let name = valid_targets(&targets, &request.site)?;
+        self.move_to(&request.site)?;
         let wanted = PerDirection::from_fn(|direction| match request.rates.get(direction) {
             Some(rate) => Want::Rate(*rate, request.backends.get(direction).clone()),
             None => Want::Nothing,
@@ -230,10 +227,19 @@ impl Engine {
         self.end_each(ids, EndReason::OwnerStopped, now)
     }
 
-    /// An owner works at one place; a client that wants another has to be told.
-    fn same_site(&self, wanted: &Site) -> Result<()> {
+    /// An owner works at one place. Without limits it goes where a client wants it; else that client has
+    /// to be told.
+    fn move_to(&mut self, wanted: &Site) -> Result<()> {
         let place = |site: &Site| site.cgroup_root.as_deref().map(resolved);
         if place(&self.site) == place(wanted) {
+            return Ok(());
+        }
+        if self.limits.is_empty() {
+            self.clear_backends();
+            self.opened.clear();
+            self.leftovers.clear();
+            self.known = Known::default();
+            self.site = wanted.clone();
             return Ok(());
         }
         let name = |site: &Site| match &site.cgroup_root {
@@ -314,6 +320,14 @@ impl Engine {
         Some(held)
     }
 
+    fn clear_backends(&mut self) {
+        for opened in self.opened.iter_mut().rev() {
+            if let Err(error) = opened.backend.clear() {
+                tracing::error!("clear {} ({}): {error}", opened.driver.name, opened.direction);
+            }
+        }
+    }
+
     fn end_each(&mut self, ids: Vec<LimitId>, reason: EndReason, now: Instant) -> Vec<Event> {
         let mut events = Vec::new();
         for id in ids {
@@ -329,11 +343,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for opened in self.opened.iter_mut().rev() {
-            if let Err(error) = opened.backend.clear() {
-                tracing::error!("clear {} ({}): {error}", opened.driver.name, opened.direction);
-            }
-        }
+        self.clear_backends();
     }
 }
 
@@ -366,15 +376,37 @@ fn valid_duration(seconds: f64) -> Result<Duration> {
     }
 }
 
-/// All targets must be there. Returns the first one's name.
-fn valid_targets(targets: &[Target]) -> Result<String> {
+/// All targets must be there, and where a limit can hold them. Returns the first one's name.
+fn valid_targets(targets: &[Target], site: &Site) -> Result<String> {
     let mut first = None;
     for target in targets {
         let (Target::Pid(pid) | Target::Tree(pid)) = target;
         let name = process::target(*pid)?;
+        if let Some(root) = &site.cgroup_root {
+            within(root, *pid, &name)?;
+        }
         first.get_or_insert(name);
     }
     first.ok_or_else(|| usage("a limit needs a target"))
+}
+
+/// Packets of a process that is not below the cgroup root are never seen there: a limit would hold nothing.
+fn within(root: &Path, pid: u32, name: &str) -> Result<()> {
+    // That the root is no cgroup at all is for the backend to say.
+    let Ok(mount) = cgroup::mount() else { return Ok(()) };
+    let root = resolved(root);
+    if !root.starts_with(resolved(&mount)) {
+        return Ok(());
+    }
+    let home = cgroup::path_below(&mount, pid)?;
+    if resolved(&home).starts_with(&root) {
+        return Ok(());
+    }
+    Err(usage(format!(
+        "process {pid} ({name}) is in cgroup {}, not below --cgroup-root {}, where alone it could be limited",
+        home.display(),
+        root.display()
+    )))
 }
 
 /// The place a path means; one that can't be found means itself.

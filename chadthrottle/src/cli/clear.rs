@@ -27,7 +27,7 @@ pub fn clear(global: &Global, args: &Clear) -> Result<u8> {
         // A living owner cleans up after itself.
         None => {
             for line in owner::sweep(global.runtime_dir())? {
-                output::message(&output::escape(&line));
+                output::message(&format!("removed {}", output::escape(&line)));
             }
         }
     }

@@ -10,7 +10,7 @@ use std::{
 use chadthrottle_common::abi::{Lost, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord, ThrottleStats};
 
 use super::{
-    holder::{Holder, STATS, unknown},
+    holder::{Held, Holder, STATS, unknown},
     members,
 };
 use crate::{
@@ -154,7 +154,7 @@ impl Holder {
     }
 
     pub fn check(&mut self, id: LimitId, direction: Direction) -> Result<Checked> {
-        let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
+        let &Held { key, lapsed, .. } = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let look = self.look()?;
         let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
         let first = look.members.get(&key).and_then(|pids| pids.first()).copied();
@@ -174,7 +174,7 @@ impl Holder {
         }
         escapes.extend(untagged(&records));
         escapes.extend(self.lost()?);
-        if self.lapsed {
+        if lapsed {
             escapes.push(Escape {
                 kind: EscapeKind::LeaseExpired,
                 message: "the owner was stopped or too busy for three seconds, in which nothing was limited"

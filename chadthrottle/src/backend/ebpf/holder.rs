@@ -61,6 +61,8 @@ pub(super) struct Held {
     pub judge: PerDirection<super::check::Judge>,
     /// When others' programs were looked for last, and what was found.
     pub foreign: PerDirection<Option<(Instant, Option<crate::model::Escape>)>>,
+    /// The lease ran out before it was renewed, at least once.
+    pub lapsed: bool,
 }
 
 /// The programs, and every limit they hold.
@@ -82,8 +84,6 @@ pub(super) struct Holder {
     pub held: BTreeMap<LimitId, Held>,
     retired: Vec<(Instant, u64)>,
     pub look: Option<Look>,
-    /// The lease ran out before it was renewed, at least once.
-    pub lapsed: bool,
 }
 
 impl Holder {
@@ -113,7 +113,6 @@ impl Holder {
             held: BTreeMap::new(),
             retired: Vec::new(),
             look: None,
-            lapsed: false,
         };
         holder.renew()?;
         Ok(holder)
@@ -134,6 +133,7 @@ impl Holder {
                 seen: None,
                 judge: PerDirection::default(),
                 foreign: PerDirection::default(),
+                lapsed: false,
             };
             self.make_elements(held.key)?;
             self.held.insert(limit.id, held);
@@ -375,7 +375,7 @@ impl Holder {
     pub fn renew(&mut self) -> Result<()> {
         let now = clock::monotonic_ns();
         if self.state.lease_deadline_ns != 0 && now > self.state.lease_deadline_ns && !self.held.is_empty() {
-            self.lapsed = true;
+            self.held.values_mut().for_each(|held| held.lapsed = true);
         }
         self.state.lease_deadline_ns = now + LEASE.as_nanos() as u64;
         if std::mem::take(&mut self.unsettled) {

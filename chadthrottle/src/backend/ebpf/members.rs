@@ -138,7 +138,7 @@ fn enter_one(loaded: &mut Loaded, pid: u32, key: u64, live: &HashSet<u64>) -> Re
         }
     }
     let holds = processes.get(&pid, 0).is_ok_and(|entry| entry.limits.contains(&key));
-    if !process.alive() {
+    if process.is_ending() {
         // The exit hook may have run before the entry was made. Ids come back only after all others.
         let _ = processes.remove(&pid);
         return Err(Error::new(Kind::NotFound, format!("process {pid} ended")));
