@@ -304,7 +304,10 @@ pub fn in_our_pid_namespace(pid: u32) -> Result<bool> {
 /// In how many PID namespaces a process has an id, from that of the mounted /proc on down.
 fn namespaces_below(pid: &str) -> Result<usize> {
     let path = Path::new(PROC).join(pid).join("status");
-    let text = fs::read(&path).context(format!("read {}", path.display()))?;
+    let text = fs::read(&path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::NotFound => not_found(format!("no process has the id {pid}")),
+        _ => Error::caused(Kind::Failed, format!("read {}", path.display()), &cause),
+    })?;
     let text = String::from_utf8_lossy(&text);
     let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
     ids.map(|ids| ids.split_whitespace().count())

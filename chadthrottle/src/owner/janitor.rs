@@ -1,7 +1,8 @@
 //! Cleans up when the owner could not: a tiny process that waits for the owner's end.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
+    fs,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
     process::Child,
     thread,
@@ -22,6 +23,10 @@ use crate::{
 
 /// A janitor that ends at once again is not started anew before this time is over.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// How often it looks whether the owner is stopped, when there is an estate.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+/// So many looks in a row must find it stopped.
+const STOPPED_LOOKS: u32 = 2;
 /// Sweeps that may fail, because what is swept is still in use by processes that are just ending.
 const TRIES: u32 = 4;
 
@@ -33,21 +38,34 @@ pub fn main(dir: &Path, owner_pidfd: RawFd, estate: Option<RawFd>) -> Result<()>
     // SAFETY: only looked at here; whether it is open at all is checked before any use.
     let owner = unsafe { BorrowedFd::borrow_raw(owner_pidfd) };
     fcntl(owner, FcntlArg::F_GETFD).context(format!("use descriptor {owner_pidfd} as the owner's"))?;
+    let settle = || {
+        // SAFETY: inherited for this, and nobody else here uses it; one that is not open gives an error.
+        let estate = unsafe { BorrowedFd::borrow_raw(estate?) };
+        Some(backend::settle(estate))
+    };
     let mut fds = [PollFd::new(owner, PollFlags::POLLIN)];
+    let mut stopped_looks = 0;
     loop {
-        match poll(&mut fds, PollTimeout::NONE) {
+        let patience = PollTimeout::try_from(LOOK_PERIOD).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, if estate.is_some() { patience } else { PollTimeout::NONE }) {
+            Ok(0) => {
+                // A stopped owner holds nobody: its lease runs out, and what it left in sockets goes too.
+                stopped_looks = if is_stopped(owner_pid(owner)) { stopped_looks + 1 } else { 0 };
+                if stopped_looks == STOPPED_LOOKS
+                    && let Some(Err(error)) = settle()
+                {
+                    tracing::error!("take back the pacing caps of a stopped owner: {error}");
+                }
+            }
             Ok(_) => break,
             Err(nix::Error::EINTR) => {}
             Err(cause) => return Err(cause).context("wait for the owner's end"),
         }
     }
-    if let Some(estate) = estate {
-        // SAFETY: inherited for this, and nobody else here uses it; one that is not open gives an error.
-        match backend::settle(unsafe { BorrowedFd::borrow_raw(estate) }) {
-            Ok(0) => {}
-            Ok(count) => tracing::warn!("the owner died; took back the pacing caps of {count} connections"),
-            Err(error) => tracing::error!("take back the pacing caps that the owner left: {error}"),
-        }
+    match settle() {
+        None | Some(Ok(0)) => {}
+        Some(Ok(count)) => tracing::warn!("the owner died; took back the pacing caps of {count} connections"),
+        Some(Err(error)) => tracing::error!("take back the pacing caps that the owner left: {error}"),
     }
     let mut result = sweep(dir);
     for _ in 1..TRIES {
@@ -61,6 +79,18 @@ pub fn main(dir: &Path, owner_pidfd: RawFd, estate: Option<RawFd>) -> Result<()>
         tracing::warn!("the owner died; removed the {removed} that it left");
     }
     Ok(())
+}
+
+/// The process behind a pidfd, by what the kernel says of the descriptor.
+fn owner_pid(pidfd: BorrowedFd<'_>) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
+}
+
+/// Whether a process is stopped by a signal.
+fn is_stopped(pid: Option<u32>) -> bool {
+    let status = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    status.is_some_and(|text| text.lines().any(|line| line.starts_with("State:\tT")))
 }
 
 /// The owner's side: keeps a janitor running, and ends it when there is nothing left to clean up.

@@ -303,40 +303,28 @@ impl Holder {
     pub fn remove(&mut self, id: LimitId, direction: Direction) -> Result<()> {
         let Some(held) = self.held.get_mut(&id) else { return Ok(()) };
         let key = held.key;
+        let paced = held.rates.upload.is_some() && direction == Direction::Upload;
         *held.rates.get_mut(direction) = None;
         let over = held.rates == PerDirection::default();
+        let pids = if over || paced { self.processes_of(id)? } else { HashSet::new() };
+        // First the rate, which frees the traffic at once; then the rest.
+        match self.set_rate(id, direction, 0) {
+            Err(error) if error.kind != Kind::NotFound => return Err(error),
+            _ => {}
+        }
         if over {
             self.held.remove(&id);
             self.retired.push((Instant::now(), key));
             if let Some(look) = &mut self.look {
                 look.members.remove(&key);
             }
-        } else {
-            self.set_rate(id, direction, 0)?;
-            if direction == Direction::Upload {
-                let pids = members::census(&self.loaded)?.remove(&key).unwrap_or_default();
-                self.unpace(&pids);
-            }
-            return Ok(());
+            members::leave(&mut self.loaded, key, &pids)?;
+            self.bump()?;
         }
-        // First the rate, which frees the traffic at once; then the processes.
-        for direction in Direction::ALL {
-            let change = BucketChange {
-                id: key,
-                direction: direction.index() as u64,
-                shift: 0,
-                bucket: TokenBucket::empty(0, 0, self.epoch_ns, clock::monotonic_ns()),
-            };
-            match self.loaded.change_bucket(&change) {
-                Err(error) if error.kind != Kind::NotFound => return Err(error),
-                _ => {}
-            }
+        if paced {
+            // Other limits of theirs pace them again soon.
+            self.unpace(&pids);
         }
-        let pids = members::census(&self.loaded)?.remove(&key).unwrap_or_default();
-        members::leave(&mut self.loaded, key)?;
-        self.bump()?;
-        // Other limits of theirs pace them again at the next renewal, or the next round trip.
-        self.unpace(&pids);
         Ok(())
     }
 

@@ -52,7 +52,7 @@ pub fn enter(
     match done {
         Ok(()) => Ok(entered),
         Err(error) => {
-            leave(loaded, key)?;
+            leave(loaded, key, &entered)?;
             Err(error)
         }
     }
@@ -79,7 +79,10 @@ impl Within<'_> {
         }
         Err(Error::new(
             Kind::NotFound,
-            format!("process {pid} is not below the cgroup root {}: it can't be limited from here", self.path.display()),
+            format!(
+                "process {pid} is not below the cgroup root {}: it can't be limited from here",
+                self.path.display()
+            ),
         ))
     }
 }
@@ -163,19 +166,18 @@ fn add(entry: &mut ProcessEntry, key: u64, live: &HashSet<u64>) -> bool {
     true
 }
 
-/// Takes every process out of limit `key`. Their entries stay, so that a later limit finds the same
+/// Takes processes out of limit `key`. Their entries stay, so that a later limit finds the same
 /// `born`, by which their sockets know them.
-pub fn leave(loaded: &mut Loaded, key: u64) -> Result<()> {
-    let members = census(loaded)?.remove(&key).unwrap_or_default();
+pub fn leave(loaded: &mut Loaded, key: u64, pids: &HashSet<u32>) -> Result<()> {
     let mut processes = loaded.hash::<u32, ProcessEntry>(PROCESSES)?;
-    for pid in members {
-        let Ok(mut entry) = processes.get(&pid, 0) else { continue };
+    for pid in pids {
+        let Ok(mut entry) = processes.get(pid, 0) else { continue };
         let mut limits = entry.limits.map(|id| if id == key { 0 } else { id });
         // Zero ends the list.
         limits.sort_by_key(|id| *id == 0);
         entry.limits = limits;
         // Fails when it ended meanwhile.
-        let _ = processes.insert(pid, entry, BPF_EXIST);
+        let _ = processes.insert(*pid, entry, BPF_EXIST);
     }
     Ok(())
 }

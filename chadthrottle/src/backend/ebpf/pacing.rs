@@ -2,7 +2,7 @@
 //! kernel; a connection whose establishment no program saw gets no callbacks, and is set from here.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     time::Duration,
@@ -13,7 +13,7 @@ use chadthrottle_common::{
     pacing::payload_rate,
 };
 
-use super::holder::Holder;
+use super::{holder::Holder, members};
 use crate::{
     error::{Context, Result},
     kernel::{
@@ -81,19 +81,9 @@ impl Holder {
     /// Descriptors that are sockets, of the processes that are to be under a limit. Read from /proc: they are
     /// not in the map yet, so the walk would not list them.
     fn coming(&self, key: u64) -> Vec<(u32, u32)> {
-        let proc = Path::new("/proc");
         let targets = self.held.values().find(|held| held.key == key).map_or(&[][..], |held| &held.targets);
-        let mut sockets = Vec::new();
-        for target in targets {
-            let (pids, root) = match *target {
-                Target::Pid(pid) => (Vec::new(), pid),
-                Target::Tree(pid) => (process::descendants(proc, pid).unwrap_or_default(), pid),
-            };
-            for pid in pids.into_iter().chain([root]) {
-                sockets.extend(process::sockets(proc, pid).into_iter().map(|fd| (pid, fd)));
-            }
-        }
-        sockets
+        let sockets_of = |pid| process::sockets(Path::new("/proc"), pid).into_iter().map(move |fd| (pid, fd));
+        targeted(targets).into_iter().flat_map(sockets_of).collect()
     }
 
     /// How many flows a new limit will hold, at a guess.
@@ -135,19 +125,40 @@ impl Holder {
         apply(self.loaded.flows()?, socket.as_fd(), level)
     }
 
+    /// Everybody whose connections a limit may have paced: its members, and its targets, which set-up paces
+    /// before they become members.
+    pub fn processes_of(&self, id: LimitId) -> Result<HashSet<u32>> {
+        let Some(held) = self.held.get(&id) else { return Ok(HashSet::new()) };
+        let mut pids: HashSet<u32> =
+            members::census(&self.loaded)?.remove(&held.key).unwrap_or_default().into_iter().collect();
+        pids.extend(targeted(&held.targets));
+        Ok(pids)
+    }
+
     /// Gives back the caps of all connections of these processes.
-    pub fn unpace(&self, pids: &[u32]) {
+    pub fn unpace(&self, pids: &HashSet<u32>) {
+        let Ok(flows) = self.loaded.flows() else { return };
         for pid in pids {
-            for record in self.walk_one(*pid).unwrap_or_default() {
-                if record.tgid == *pid
-                    && record.level != 0
-                    && let Err(error) = self.pace(&record, 0)
-                {
-                    tracing::debug!("{error}");
-                }
+            if let Err(error) = lift(flows, *pid) {
+                tracing::warn!("{error}");
             }
         }
     }
+}
+
+/// The processes that targets name, with their descendants where those are meant.
+fn targeted(targets: &[Target]) -> Vec<u32> {
+    let mut pids = Vec::new();
+    for target in targets {
+        match *target {
+            Target::Pid(pid) => pids.push(pid),
+            Target::Tree(pid) => {
+                pids.push(pid);
+                pids.extend(process::descendants(Path::new("/proc"), pid).unwrap_or_default());
+            }
+        }
+    }
+    pids
 }
 
 fn is_ours_to_pace(record: &SocketRecord) -> bool {
@@ -186,21 +197,24 @@ fn apply(flows: FlowMap<'_>, socket: BorrowedFd<'_>, level: u64) -> Result<()> {
     Ok(())
 }
 
-/// For the janitor, when the owner is gone: gives back every cap that the map knows of, on the whole host.
-/// Returns how many.
-pub fn lift_all(flows: BorrowedFd<'_>) -> Result<usize> {
+/// Gives back every cap on a process's connections that the map knows of. Returns how many.
+fn lift(flows: FlowMap<'_>, pid: u32) -> Result<usize> {
+    // Ended meanwhile, or not ours to look into.
+    let Ok(process) = Process::open(pid) else { return Ok(0) };
     let mut lifted = 0;
-    for pid in process::all(Path::new("/proc"))? {
-        // Ended meanwhile, or not ours to look into.
-        let Ok(process) = Process::open(pid) else { continue };
-        for fd in process::sockets(Path::new("/proc"), pid) {
-            let Ok(socket) = sockets::borrow(&process, fd) else { continue };
-            let paced = sys::socket_value::<Flow>(flows, socket.as_fd()).ok().flatten();
-            if paced.is_some_and(|flow| flow.level != 0) {
-                apply(FlowMap(flows), socket.as_fd(), 0)?;
-                lifted += 1;
-            }
+    for fd in process::sockets(Path::new("/proc"), pid) {
+        let Ok(socket) = sockets::borrow(&process, fd) else { continue };
+        let paced = sys::socket_value::<Flow>(flows.0, socket.as_fd()).ok().flatten();
+        if paced.is_some_and(|flow| flow.level != 0) {
+            apply(flows, socket.as_fd(), 0)?;
+            lifted += 1;
         }
     }
     Ok(lifted)
+}
+
+/// For the janitor, when the owner is gone or stopped: [`lift`] for the whole host.
+pub fn lift_all(flows: BorrowedFd<'_>) -> Result<usize> {
+    let pids = process::all(Path::new("/proc"))?;
+    pids.into_iter().try_fold(0, |lifted, pid| Ok(lifted + lift(FlowMap(flows), pid)?))
 }
