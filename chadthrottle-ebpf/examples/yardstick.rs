@@ -72,7 +72,6 @@ static NAIVE_BUCKETS: HashMap<u64, NaiveBucket> = HashMap::with_max_entries(MAX_
 #[map]
 static NAIVE_STATS: HashMap<u64, ThrottleStats> = HashMap::with_max_entries(MAX_LIMITS, 0);
 
-
 #[inline(always)]
 unsafe fn naive(ctx: &SkBuffContext) -> Option<i32> {
     // SAFETY: a context of this program; values are copied out at once.
@@ -130,8 +129,6 @@ const STEPS: u64 = 100;
 /// Virtual time of the bucket, and its rate in bytes/s, which the compiler must not know.
 #[map]
 static WORD: Array<[u64; 2]> = Array::with_max_entries(1, 0);
-
-
 
 /// `STEP`: whether the step is taken. Returns 1 when all packets passed.
 #[inline(always)]

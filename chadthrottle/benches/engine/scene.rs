@@ -23,7 +23,7 @@ use chadthrottle::{
         netns::Namespace,
     },
     model::{Direction, Limit, LimitId, Rate, Target},
-    selftest::{cgroup::Cgroup, process::Place},
+    selftest::{cgroup::Cgroup, interrupt, process::Place},
 };
 
 use crate::stats::Timed;
@@ -110,8 +110,9 @@ impl Engine {
         Ok(id)
     }
 
-    /// What an owner does once a second, if a second has passed.
+    /// What an owner does once a second, if a second has passed. Fails when a signal asks to end.
     pub fn tick(&mut self) -> Result<()> {
+        interrupt::check()?;
         if self.renewed.elapsed().as_secs() >= 1 {
             self.renewed = Instant::now();
             self.upload.renew()?;

@@ -9,7 +9,10 @@ use chadthrottle::{
         client::Client,
         protocol::{LimitRequest, Reply, Request},
     },
-    selftest::process::{Call, Place},
+    selftest::{
+        interrupt,
+        process::{Call, Place},
+    },
 };
 
 use crate::{
@@ -36,6 +39,7 @@ pub struct Times {
 }
 
 fn timed<T>(times: &mut Vec<f64>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    interrupt::check()?;
     let start = Instant::now();
     let done = work();
     times.push(start.elapsed().as_secs_f64() * 1e3);
@@ -137,6 +141,7 @@ fn protocol(
     first.await_message("limited")?;
     let mut client = Client::connect(folder.path())?.ok_or_else(|| Error::failed("there is no owner"))?;
     for pid in &held[1..] {
+        interrupt::check()?;
         client.request(&request(scene, *pid))?;
     }
     crowd.tell("talk")?;
