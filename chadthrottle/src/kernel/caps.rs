@@ -21,8 +21,7 @@ pub fn mend(wanted: &[Capability]) -> String {
     let names: Vec<_> = wanted.iter().map(ToString::to_string).collect();
     if nix::unistd::geteuid().is_root() {
         // Nothing that root could call gives it back.
-        let flags: Vec<_> =
-            names.iter().map(|name| name.replacen("CAP_", "--cap-add=", 1)).collect();
+        let flags: Vec<_> = names.iter().map(|name| name.replacen("CAP_", "--cap-add=", 1)).collect();
         return format!(
             "this root was started without (in a container?): run it on the host, or start the container with {}",
             flags.join(" ")

@@ -140,8 +140,8 @@ fn detached_links(scene: &Scene) -> Result<()> {
     eprintln!("after {:.1} s: {message}", now() - since);
     let since = now() + 1.0;
     ensure_held(&client, get, since, RATE)?;
-    let both = received(&server, put, since + 1.0, since + 4.0)?
-        + received(&server, new, since + 1.0, since + 4.0)?;
+    let both =
+        received(&server, put, since + 1.0, since + 4.0)? + received(&server, new, since + 1.0, since + 4.0)?;
     ensure!((0.5..1.5).contains(&(both / RATE)), "upload gets {:.3} of the limit", both / RATE);
     limit.end().map(drop)
 }
@@ -177,7 +177,11 @@ fn ensure_quiet(scene: &Scene, limit: Limit, target: &str) -> Result<()> {
     }
     let mut limit = limit;
     let lines = limit.call.process().look(|said| said.stderr.len());
-    ensure!(lines == 1, "the command says more than 'limited …': {}", limit.call.process().look(|said| said.messages()));
+    ensure!(
+        lines == 1,
+        "the command says more than 'limited …': {}",
+        limit.call.process().look(|said| said.messages())
+    );
     limit.end().map(drop)
 }
 
@@ -204,8 +208,9 @@ fn quiet_servers(scene: &Scene) -> Result<()> {
     let address = scene.lab.client_at(Version::V4, 6000);
     let mut server = scene.client(&[format!("listen tcp {address}")])?;
     server.tell("prefork 4")?;
-    let workers: Vec<u64> =
-        (0..4).map(|_| Ok(server.await_event("forked")?["pid"].as_u64().unwrap_or(0))).collect::<Result<_>>()?;
+    let workers: Vec<u64> = (0..4)
+        .map(|_| Ok(server.await_event("forked")?["pid"].as_u64().unwrap_or(0)))
+        .collect::<Result<_>>()?;
     let transfers =
         [format!("connect tcp {address} get flows=8"), format!("connect tcp {address} put flows=8")];
     for target in [format!("tree:{}", server.pid()), format!("pid:{}", workers[0])] {

@@ -88,7 +88,11 @@ impl House {
                 0,
             )
         };
-        if set == 0 { Ok(()) } else { Err(failed("give the program capabilities")(io::Error::last_os_error())) }
+        if set == 0 {
+            Ok(())
+        } else {
+            Err(failed("give the program capabilities")(io::Error::last_os_error()))
+        }
     }
 
     /// The command line of this house, for whoever it will be.

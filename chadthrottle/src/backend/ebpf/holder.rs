@@ -13,7 +13,7 @@ use chadthrottle_common::abi::{
 };
 
 use super::{
-    check::{Look, WALK_EACH},
+    check::{FRESH, Look},
     members,
 };
 use crate::{
@@ -39,6 +39,9 @@ const LEASE: Duration = Duration::from_secs(3);
 const CREDIT: PerDirection<Duration> =
     PerDirection { upload: Duration::from_millis(300), download: Duration::from_millis(1_000) };
 
+/// Above so many processes one walk over the whole host is cheaper than one for each.
+const WALK_EACH: usize = 16;
+
 /// A map element is given back to the map only when no program can be at work on it any more.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -47,6 +50,8 @@ pub(super) struct Held {
     pub key: u64,
     pub rates: PerDirection<Option<u64>>,
     pub targets: Vec<Target>,
+    /// When its processes were entered, and what that found.
+    brought_in: Option<(Instant, Applied)>,
     /// What the last check saw.
     pub seen: Option<super::check::Seen>,
     pub judge: PerDirection<super::check::Judge>,
@@ -122,6 +127,7 @@ impl Holder {
                 key: NARROW | limit.id.0,
                 rates: PerDirection::default(),
                 targets: limit.targets.clone(),
+                brought_in: None,
                 seen: None,
                 judge: PerDirection::default(),
                 foreign: PerDirection::default(),
@@ -209,31 +215,35 @@ impl Holder {
         let pids = members::enter(&mut self.loaded, &targets, key, &live, &within)?;
         fault::point("ebpf.process-entered");
         self.bump()?;
-        if pids.len() <= WALK_EACH {
-            for pid in &pids {
-                self.walk_one(*pid)?;
-            }
-        } else {
-            self.loaded.walk_sockets(None)?;
-        }
+        let open = self.walk_those(&pids)?;
         // The second walk meets what was on its way from one table to another in the first, and sees
         // which of the sockets tagged in the first are open elsewhere too.
-        let mut records = self.loaded.walk_sockets(None)?;
+        let mut records =
+            if open.is_empty() { self.walk_those(&pids)? } else { self.loaded.walk_sockets(None)? };
         if records.iter().any(|record| record.flags & RECORD_SHARED != 0) {
             self.loaded.watch_shared_sockets()?;
         }
         self.bump()?;
         self.unsettled = true;
-        self.look = None;
         fault::point("ebpf.sockets-tagged");
         records.retain(|record| pids.contains(&record.tgid));
         let sockets: HashSet<u64> = records.iter().map(|record| record.socket).collect();
-        Ok(Applied { processes: pids.len() as u32, sockets: sockets.len() as u32 })
+        let applied = Applied { processes: pids.len() as u32, sockets: sockets.len() as u32 };
+        let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
+        held.brought_in = Some((Instant::now(), applied.clone()));
+        Ok(applied)
     }
 
     /// What a limit that is in force already holds.
     fn present(&mut self, id: LimitId) -> Result<Applied> {
-        let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
+        let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
+        // Usually the other direction of a limit that has just been set; the last look may be from before.
+        if let Some((at, applied)) = &held.brought_in
+            && at.elapsed() <= FRESH
+        {
+            return Ok(applied.clone());
+        }
+        let key = held.key;
         let look = self.look()?;
         let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
         Ok(Applied { processes, sockets: look.sockets_of(key) })
@@ -357,6 +367,19 @@ impl Holder {
         }
         let census = members::census(&self.loaded)?;
         Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())
+    }
+
+    /// The sockets of these processes.
+    pub fn walk_those(&self, pids: &HashSet<u32>) -> Result<Vec<SocketRecord>> {
+        if pids.len() > WALK_EACH {
+            return self.loaded.walk_sockets(None);
+        }
+        let mut records = Vec::new();
+        for pid in pids {
+            // Of a process that has ended it finds none.
+            records.extend(self.walk_one(*pid)?);
+        }
+        Ok(records)
     }
 
     /// The sockets of one process; the whole host where the kernel can't narrow it down (before 6.1).

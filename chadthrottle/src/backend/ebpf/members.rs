@@ -79,7 +79,10 @@ impl Within<'_> {
         }
         Err(Error::new(
             Kind::NotFound,
-            format!("process {pid} is not below the cgroup root {}: it can't be limited from here", self.path.display()),
+            format!(
+                "process {pid} is not below the cgroup root {}: it can't be limited from here",
+                self.path.display()
+            ),
         ))
     }
 }
