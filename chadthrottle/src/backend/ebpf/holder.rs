@@ -77,6 +77,8 @@ pub(super) struct Holder {
     unsettled: bool,
     pub held: BTreeMap<LimitId, Held>,
     retired: Vec<(Instant, u64)>,
+    /// Limits that are over, whose processes still name them.
+    leaving: HashSet<u64>,
     pub look: Option<Look>,
     /// The lease ran out before it was renewed, at least once.
     pub lapsed: bool,
@@ -108,6 +110,7 @@ impl Holder {
             unsettled: false,
             held: BTreeMap::new(),
             retired: Vec::new(),
+            leaving: HashSet::new(),
             look: None,
             lapsed: false,
         };
@@ -294,7 +297,7 @@ impl Holder {
         } else {
             return self.set_rate(id, direction, 0);
         }
-        // First the rate, which frees the traffic at once; then the processes.
+        // The rate, which frees the traffic at once; the processes follow.
         for direction in Direction::ALL {
             let change = BucketChange {
                 id: key,
@@ -307,8 +310,20 @@ impl Holder {
                 _ => {}
             }
         }
-        members::leave(&mut self.loaded, key)?;
+        self.leaving.insert(key);
         self.bump()
+    }
+
+    /// Takes the processes out of the limits that are over, with one look at all. What is not done yet does
+    /// no harm: their entries name limits that are not there.
+    fn let_leave(&mut self) -> Result<()> {
+        if self.leaving.is_empty() {
+            return Ok(());
+        }
+        members::leave(&mut self.loaded, &self.leaving)?;
+        self.leaving.clear();
+        self.state.epoch += 1;
+        Ok(())
     }
 
     /// Deletes the map elements of limits that ended a while ago.
@@ -352,6 +367,7 @@ impl Holder {
         if std::mem::take(&mut self.unsettled) {
             self.state.epoch += 1;
         }
+        self.let_leave()?;
         self.write_state()?;
         self.purge_retired();
         Ok(())
