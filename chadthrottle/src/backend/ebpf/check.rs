@@ -24,10 +24,7 @@ use crate::{
 };
 
 /// One look serves all limits of a tick.
-const FRESH: Duration = Duration::from_millis(400);
-
-/// Above so many processes one walk over the whole host is cheaper than one for each.
-pub(super) const WALK_EACH: usize = 16;
+pub(super) const FRESH: Duration = Duration::from_millis(400);
 
 /// How often others' programs are looked for.
 const FOREIGN_EVERY: Duration = Duration::from_secs(3);
@@ -129,16 +126,7 @@ impl Holder {
         if self.look.as_ref().is_none_or(|look| look.at.elapsed() > FRESH) {
             let members = members::census(&self.loaded)?;
             let pids: HashSet<u32> = members.values().flatten().copied().collect();
-            let records = if pids.len() <= WALK_EACH {
-                let mut records = Vec::new();
-                for pid in pids {
-                    // A process that ended since the census has none.
-                    records.extend(self.walk_one(pid).unwrap_or_default());
-                }
-                records
-            } else {
-                self.loaded.walk_sockets(None)?
-            };
+            let records = self.walk_those(&pids)?;
             if records.iter().any(|record| record.flags & RECORD_SHARED != 0) {
                 self.loaded.watch_shared_sockets()?;
             }

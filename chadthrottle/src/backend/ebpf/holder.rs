@@ -16,7 +16,7 @@ use chadthrottle_common::{
 };
 
 use super::{
-    check::{Look, WALK_EACH},
+    check::{FRESH, Look},
     members,
 };
 use crate::{
@@ -48,6 +48,9 @@ const MIN_CREDIT: u64 = 65_536;
 /// So many flows are expected to share a limit at first, at most; many connections may be idle.
 const MOST_FLOWS: u64 = 8;
 
+/// Above so many processes one walk over the whole host is cheaper than one for each.
+const WALK_EACH: usize = 16;
+
 /// A map element is given back to the map only when no program can be at work on it any more.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -56,6 +59,8 @@ pub(super) struct Held {
     pub key: u64,
     pub rates: PerDirection<Option<u64>>,
     pub targets: Vec<Target>,
+    /// When its processes were entered, and what that found.
+    brought_in: Option<(Instant, Applied)>,
     /// What the last check saw.
     pub seen: Option<super::check::Seen>,
     pub judge: PerDirection<super::check::Judge>,
@@ -83,6 +88,8 @@ pub(super) struct Holder {
     unsettled: bool,
     pub held: BTreeMap<LimitId, Held>,
     retired: Vec<(Instant, u64)>,
+    /// Limits that are over, whose processes still name them.
+    leaving: HashSet<u64>,
     pub look: Option<Look>,
 }
 
@@ -112,6 +119,7 @@ impl Holder {
             unsettled: false,
             held: BTreeMap::new(),
             retired: Vec::new(),
+            leaving: HashSet::new(),
             look: None,
         };
         holder.renew()?;
@@ -130,6 +138,7 @@ impl Holder {
                 key: NARROW | limit.id.0,
                 rates: PerDirection::default(),
                 targets: limit.targets.clone(),
+                brought_in: None,
                 seen: None,
                 judge: PerDirection::default(),
                 foreign: PerDirection::default(),
@@ -239,31 +248,35 @@ impl Holder {
         let pids = members::enter(&mut self.loaded, &targets, key, &live, &within)?;
         fault::point("ebpf.process-entered");
         self.bump()?;
-        if pids.len() <= WALK_EACH {
-            for pid in &pids {
-                self.walk_one(*pid)?;
-            }
-        } else {
-            self.loaded.walk_sockets(None)?;
-        }
+        let open = self.walk_those(&pids)?;
         // The second walk meets what was on its way from one table to another in the first, and sees
         // which of the sockets tagged in the first are open elsewhere too.
-        let mut records = self.loaded.walk_sockets(None)?;
+        let mut records =
+            if open.is_empty() { self.walk_those(&pids)? } else { self.loaded.walk_sockets(None)? };
         if records.iter().any(|record| record.flags & RECORD_SHARED != 0) {
             self.loaded.watch_shared_sockets()?;
         }
         self.bump()?;
         self.unsettled = true;
-        self.look = None;
         fault::point("ebpf.sockets-tagged");
         records.retain(|record| pids.contains(&record.tgid));
         let sockets: HashSet<u64> = records.iter().map(|record| record.socket).collect();
-        Ok(Applied { processes: pids.len() as u32, sockets: sockets.len() as u32 })
+        let applied = Applied { processes: pids.len() as u32, sockets: sockets.len() as u32 };
+        let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
+        held.brought_in = Some((Instant::now(), applied.clone()));
+        Ok(applied)
     }
 
     /// What a limit that is in force already holds.
     fn present(&mut self, id: LimitId) -> Result<Applied> {
-        let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
+        let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
+        // Usually the other direction of a limit that has just been set; the last look may be from before.
+        if let Some((at, applied)) = &held.brought_in
+            && at.elapsed() <= FRESH
+        {
+            return Ok(applied.clone());
+        }
+        let key = held.key;
         let look = self.look()?;
         let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
         Ok(Applied { processes, sockets: look.sockets_of(key) })
@@ -306,7 +319,7 @@ impl Holder {
         let paced = held.rates.upload.is_some() && direction == Direction::Upload;
         *held.rates.get_mut(direction) = None;
         let over = held.rates == PerDirection::default();
-        let pids = if over || paced { self.processes_of(id)? } else { HashSet::new() };
+        let pids = if paced { self.processes_of(id)? } else { HashSet::new() };
         // First the rate, which frees the traffic at once; then the rest.
         match self.set_rate(id, direction, 0) {
             Err(error) if error.kind != Kind::NotFound => return Err(error),
@@ -318,13 +331,25 @@ impl Holder {
             if let Some(look) = &mut self.look {
                 look.members.remove(&key);
             }
-            members::leave(&mut self.loaded, key, &pids)?;
+            self.leaving.insert(key);
             self.bump()?;
         }
         if paced {
             // Other limits of theirs pace them again soon.
             self.unpace(&pids);
         }
+        Ok(())
+    }
+
+    /// Takes the processes out of the limits that are over, with one look at all. What is not done yet does
+    /// no harm: their entries name limits that are not there.
+    fn let_leave(&mut self) -> Result<()> {
+        if self.leaving.is_empty() {
+            return Ok(());
+        }
+        members::leave(&mut self.loaded, &self.leaving)?;
+        self.leaving.clear();
+        self.state.epoch += 1;
         Ok(())
     }
 
@@ -369,6 +394,7 @@ impl Holder {
         if std::mem::take(&mut self.unsettled) {
             self.state.epoch += 1;
         }
+        self.let_leave()?;
         self.write_state()?;
         self.purge_retired();
         Ok(())
@@ -384,6 +410,19 @@ impl Holder {
         }
         let census = members::census(&self.loaded)?;
         Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())
+    }
+
+    /// The sockets of these processes.
+    pub fn walk_those(&self, pids: &HashSet<u32>) -> Result<Vec<SocketRecord>> {
+        if pids.len() > WALK_EACH {
+            return self.loaded.walk_sockets(None);
+        }
+        let mut records = Vec::new();
+        for pid in pids {
+            // Of a process that has ended it finds none.
+            records.extend(self.walk_one(*pid)?);
+        }
+        Ok(records)
     }
 
     /// The sockets of one process; the whole host where the kernel can't narrow it down (before 6.1).

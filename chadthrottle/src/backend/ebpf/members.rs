@@ -52,7 +52,7 @@ pub fn enter(
     match done {
         Ok(()) => Ok(entered),
         Err(error) => {
-            leave(loaded, key, &entered)?;
+            leave(loaded, &HashSet::from([key]))?;
             Err(error)
         }
     }
@@ -166,18 +166,20 @@ fn add(entry: &mut ProcessEntry, key: u64, live: &HashSet<u64>) -> bool {
     true
 }
 
-/// Takes processes out of limit `key`. Their entries stay, so that a later limit finds the same
+/// Takes every process out of these limits. Their entries stay, so that a later limit finds the same
 /// `born`, by which their sockets know them.
-pub fn leave(loaded: &mut Loaded, key: u64, pids: &HashSet<u32>) -> Result<()> {
+pub fn leave(loaded: &mut Loaded, keys: &HashSet<u64>) -> Result<()> {
+    let census = census(loaded)?;
+    let pids: HashSet<u32> = keys.iter().filter_map(|key| census.get(key)).flatten().copied().collect();
     let mut processes = loaded.hash::<u32, ProcessEntry>(PROCESSES)?;
     for pid in pids {
-        let Ok(mut entry) = processes.get(pid, 0) else { continue };
-        let mut limits = entry.limits.map(|id| if id == key { 0 } else { id });
+        let Ok(mut entry) = processes.get(&pid, 0) else { continue };
+        let mut limits = entry.limits.map(|id| if keys.contains(&id) { 0 } else { id });
         // Zero ends the list.
         limits.sort_by_key(|id| *id == 0);
         entry.limits = limits;
         // Fails when it ended meanwhile.
-        let _ = processes.insert(*pid, entry, BPF_EXIST);
+        let _ = processes.insert(pid, entry, BPF_EXIST);
     }
     Ok(())
 }
