@@ -398,8 +398,8 @@ fn within(root: &Path, pid: u32, name: &str) -> Result<()> {
     if !root.starts_with(resolved(&mount)) {
         return Ok(());
     }
-    let home = cgroup::path_below(&mount, pid)?;
-    if resolved(&home).starts_with(&root) {
+    let home = resolved(&cgroup::path_below(&mount, pid)?);
+    if home.starts_with(&root) {
         return Ok(());
     }
     Err(usage(format!(

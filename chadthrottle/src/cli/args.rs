@@ -174,7 +174,8 @@ pub struct Limit {
     pub rates: Rates,
     #[command(flatten)]
     pub duration: Duration,
-    /// Return at once; the limit stays until `clear`, the end of its target or of --duration
+    /// Return at once; the limit stays until `clear`, the end of its target or of --duration. Another one
+    /// on the very same targets replaces it
     #[arg(long)]
     pub detach: bool,
 }

@@ -235,3 +235,19 @@ fn status_shows_it_and_clear_ends_it() {
     signal(&client, Signal::SIGTERM);
     client.wait().unwrap();
 }
+
+#[test]
+fn clear_does_not_deny_a_limit_that_is_shared() {
+    let (owner, sleeper) = (FakeOwner::new(Play::Hold), Sleeper::new());
+    let me = std::process::id().to_string();
+    let pid = sleeper.pid().to_string();
+    let (mut client, _stderr, _) = holding(&owner, &["limit", &me, &pid, "-d", "1M"]);
+    let (code, _, stderr) = finish(chadthrottle(owner.dir(), &["clear", &pid]));
+    let both = format!("pid:{me} pid:{pid}");
+    let error = format!("error: a limit on all of {both} is still in force: `clear {both}` ends it\n");
+    assert_eq!(code, 1);
+    assert!(stderr.ends_with(&error), "{stderr}");
+    assert_eq!(finish(chadthrottle(owner.dir(), &["clear", &pid, &me])).0, 0);
+    signal(&client, Signal::SIGINT);
+    client.wait().unwrap();
+}
