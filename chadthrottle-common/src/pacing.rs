@@ -35,7 +35,9 @@ pub fn next_level(level: u64, rate: u64, used: u64, refused: u64, elapsed_ns: u6
     }
     let used_rate = used.min(1 << 40) * 1_000_000 / elapsed_us;
     let next = if refused > 1 {
-        level - level / 8
+        // Far above what fits, or just about: then a small step down loses less on the way back up.
+        let much = refused.min(1 << 30) * 1_500 > used.min(1 << 40) / 8;
+        level - level / if much { 8 } else { 32 }
     } else if used_rate < rate - rate / 32 {
         // Up by half of what is missing, a quarter at most.
         let missing = (rate - used_rate) / 2;

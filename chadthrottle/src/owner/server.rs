@@ -269,6 +269,10 @@ impl Server {
         self.janitor.borrow_mut().look_after(now);
         for connection in self.connections.values_mut() {
             connection.flush(now);
+            // Who is still being told something, of thousands of limits that ended, may want to ask, too.
+            if connection.has_output() {
+                self.last_busy = now;
+            }
         }
         self.part();
     }

@@ -171,6 +171,8 @@ fn foreign_program(scene: &Scene) -> Result<()> {
 /// Fails if anything is told of a limit within ten seconds.
 fn ensure_quiet(scene: &Scene, limit: Limit, target: &str) -> Result<()> {
     while now() < limit.since + 10.0 {
+        // Attaches the same programs once more, for a moment.
+        scene.succeed("--list-backends")?;
         let escapes = scene.report(target)?.escapes;
         ensure!(escapes.is_empty(), "{target}: {escapes:?}");
         sleep_until(now() + 0.5)?;

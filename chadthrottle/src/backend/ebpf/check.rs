@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     os::fd::AsFd,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
@@ -27,7 +28,11 @@ use crate::{
 pub(super) const FRESH: Duration = Duration::from_millis(400);
 
 /// How often others' programs are looked for.
-const FOREIGN_EVERY: Duration = Duration::from_secs(3);
+const FOREIGN_EVERY: Duration = Duration::from_secs(2);
+
+/// When one that was seen is looked for again: what is there only for a moment, as when somebody asks for the
+/// backends, is nothing to tell.
+const FOREIGN_AGAIN: Duration = Duration::from_millis(500);
 
 /// Bytes that an untagged socket may have moved without being called an escape: what was accepted, or
 /// passed on, but not used yet.
@@ -93,6 +98,13 @@ pub(super) struct Seen {
     passed: [u64; 2],
     /// By the kernel's address of the socket.
     sockets: HashMap<u64, SocketRecord>,
+}
+
+/// Others' programs at one hook, when they were looked for last.
+#[derive(Clone, Default)]
+pub(super) struct Foreign {
+    at: Option<Instant>,
+    ids: Vec<u32>,
 }
 
 /// What the check remembers of one direction of a limit.
@@ -219,38 +231,40 @@ impl Holder {
         }))
     }
 
-    /// [`Self::foreign_programs`], not at every tick.
+    /// Others' programs that stay at the same hook of the process's cgroup; not looked for at every tick.
     fn foreign(&mut self, id: LimitId, pid: u32, direction: Direction) -> Option<Escape> {
-        if let Some((at, found)) = self.held.get(&id)?.foreign.get(direction)
-            && at.elapsed() < FOREIGN_EVERY
-        {
-            return found.clone();
+        let held = self.held.get(&id)?;
+        let before = held.foreign.get(direction).clone();
+        let wait = if before.ids.is_empty() { FOREIGN_EVERY } else { FOREIGN_AGAIN };
+        if before.at.is_some_and(|at| at.elapsed() < wait) {
+            return None;
         }
-        let found = self.foreign_programs(pid, direction);
-        *self.held.get_mut(&id)?.foreign.get_mut(direction) = Some((Instant::now(), found.clone()));
-        found
+        let (path, ids) = self.foreign_programs(pid, direction).unwrap_or_default();
+        let stay: Vec<_> = ids.iter().filter(|id| before.ids.contains(id)).map(ToString::to_string).collect();
+        *self.held.get_mut(&id)?.foreign.get_mut(direction) = Foreign { at: Some(Instant::now()), ids };
+        (!stay.is_empty()).then(|| Escape {
+            kind: EscapeKind::ForeignProgram,
+            message: format!(
+                "other eBPF programs decide over the same {direction} packets in {} (program {}): they may drop more \
+                 than the limit does",
+                path.display(),
+                stay.join(", ")
+            ),
+        })
     }
 
-    /// Others' programs at the same hook of the process's cgroup.
-    fn foreign_programs(&self, pid: u32, direction: Direction) -> Option<Escape> {
+    /// The process's cgroup, and the ids of others' programs there.
+    fn foreign_programs(&self, pid: u32, direction: Direction) -> Option<(PathBuf, Vec<u32>)> {
         let hook = match direction {
             Direction::Upload => CgroupHook::Egress,
             Direction::Download => CgroupHook::Ingress,
         };
         // A cgroup that is hidden from us, or gone: nothing can be said, and nothing is.
         let path = cgroup::path_below(&self.mount, pid).ok()?;
-        let ids = sys::effective_programs(File::open(&path).ok()?.as_fd(), hook).ok()?;
+        let mut ids = sys::effective_programs(File::open(&path).ok()?.as_fd(), hook).ok()?;
         let ours = self.loaded.limiter_ids();
-        let foreign: Vec<_> = ids.iter().filter(|id| !ours.contains(id)).map(ToString::to_string).collect();
-        (!foreign.is_empty()).then(|| Escape {
-            kind: EscapeKind::ForeignProgram,
-            message: format!(
-                "other eBPF programs decide over the same {direction} packets in {} (program {}): they may drop more \
-                 than the limit does",
-                path.display(),
-                foreign.join(", ")
-            ),
-        })
+        ids.retain(|id| !ours.contains(id));
+        Some((path, ids))
     }
 }
 

@@ -64,8 +64,7 @@ pub(super) struct Held {
     /// What the last check saw.
     pub seen: Option<super::check::Seen>,
     pub judge: PerDirection<super::check::Judge>,
-    /// When others' programs were looked for last, and what was found.
-    pub foreign: PerDirection<Option<(Instant, Option<crate::model::Escape>)>>,
+    pub foreign: PerDirection<super::check::Foreign>,
     /// The lease ran out before it was renewed, at least once.
     pub lapsed: bool,
 }
