@@ -15,6 +15,7 @@ use chadthrottle_common::{
         ThrottleStats, TokenBucket, UPLOAD,
     },
     bucket::{SMALL_PACKET, Word, charge, cost, has_room, ticks},
+    pacing::BURST_TICKS,
     wire::Wire,
 };
 
@@ -150,6 +151,13 @@ impl Packet<'_> {
         unsafe {
             found.now = ticks(bpf_ktime_get_ns(), (*found.bucket).epoch_ns);
             if has_room(found.seen, found.now, 0) {
+                return true;
+            }
+            if self.direction == UPLOAD
+                && (*found.bucket).level != 0
+                && has_room(found.seen, found.now, BURST_TICKS)
+                && is_tcp(self.socket)
+            {
                 return true;
             }
             // TCP that may be an acknowledgement, or opens or closes a connection.
