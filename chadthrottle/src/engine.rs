@@ -27,7 +27,7 @@ use self::{
 use crate::{
     backend::{Backend, Driver, Site, select::Known},
     error::{Error, Kind, Result},
-    kernel::{cgroup, fault, process},
+    kernel::{fault, process},
     model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
     owner::protocol::{EndReason, LimitRequest},
 };
@@ -137,7 +137,7 @@ impl Engine {
         let mut seen = HashSet::new();
         let targets: Vec<Target> =
             request.targets.iter().filter(|target| seen.insert(*target)).cloned().collect();
-        let name = valid_targets(&targets, &request.site)?;
+        let name = valid_targets(&targets)?;
         self.move_to(&request.site)?;
         let wanted = PerDirection::from_fn(|direction| match request.rates.get(direction) {
             Some(rate) => Want::Rate(*rate, request.backends.get(direction).clone()),
@@ -376,37 +376,15 @@ fn valid_duration(seconds: f64) -> Result<Duration> {
     }
 }
 
-/// All targets must be there, and where a limit can hold them. Returns the first one's name.
-fn valid_targets(targets: &[Target], site: &Site) -> Result<String> {
+/// All targets must be there. Returns the first one's name.
+fn valid_targets(targets: &[Target]) -> Result<String> {
     let mut first = None;
     for target in targets {
         let (Target::Pid(pid) | Target::Tree(pid)) = target;
         let name = process::target(*pid)?;
-        if let Some(root) = &site.cgroup_root {
-            within(root, *pid, &name)?;
-        }
         first.get_or_insert(name);
     }
     first.ok_or_else(|| usage("a limit needs a target"))
-}
-
-/// Packets of a process that is not below the cgroup root are never seen there: a limit would hold nothing.
-fn within(root: &Path, pid: u32, name: &str) -> Result<()> {
-    // That the root is no cgroup at all is for the backend to say.
-    let Ok(mount) = cgroup::mount() else { return Ok(()) };
-    let root = resolved(root);
-    if !root.starts_with(resolved(&mount)) {
-        return Ok(());
-    }
-    let home = resolved(&cgroup::path_below(&mount, pid)?);
-    if home.starts_with(&root) {
-        return Ok(());
-    }
-    Err(usage(format!(
-        "process {pid} ({name}) is in cgroup {}, not below --cgroup-root {}, where alone it could be limited",
-        home.display(),
-        root.display()
-    )))
 }
 
 /// The place a path means; one that can't be found means itself.

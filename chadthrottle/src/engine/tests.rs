@@ -269,21 +269,6 @@ fn an_idle_owner_moves_to_another_site_a_busy_one_refuses() {
 }
 
 #[test]
-fn a_process_outside_the_cgroup_root_is_refused() {
-    let Ok(mount) = cgroup::mount() else {
-        eprintln!("skipped: no cgroup2 is mounted");
-        return;
-    };
-    let mut engine = engine();
-    let at = |root: PathBuf| LimitRequest { site: Site { cgroup_root: Some(root) }, ..request(1_000, 0) };
-    let error = engine.set(&at(mount.join("chadt-not-there")), ALICE).unwrap_err();
-    assert_eq!(error.kind, Kind::Usage);
-    assert!(error.message.contains("not below --cgroup-root"), "{error}");
-    assert!(log().is_empty(), "no backend was touched");
-    engine.set(&at(mount), ALICE).unwrap();
-}
-
-#[test]
 fn the_next_backend_takes_over_with_a_notice() {
     let mut engine = engine();
     world(|world| world.refuse_apply.push(("best", DOWN, Kind::Failed)));

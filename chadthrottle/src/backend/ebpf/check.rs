@@ -54,8 +54,6 @@ pub(super) struct Look {
     sockets: HashMap<u32, Vec<SocketRecord>>,
     /// Bytes that passed until then, by key of the limit.
     passed: HashMap<u64, [u64; 2]>,
-    /// Programs whose link was found dead.
-    dead: Vec<&'static str>,
 }
 
 impl Look {
@@ -63,13 +61,12 @@ impl Look {
         members: BTreeMap<u64, Vec<u32>>,
         records: Vec<SocketRecord>,
         passed: HashMap<u64, [u64; 2]>,
-        dead: Vec<&'static str>,
     ) -> Self {
         let mut sockets = HashMap::<u32, Vec<SocketRecord>>::new();
         for record in records {
             sockets.entry(record.tgid).or_default().push(record);
         }
-        Self { at: Instant::now(), members, sockets, passed, dead }
+        Self { at: Instant::now(), members, sockets, passed }
     }
 
     /// Records of a limit, each socket once.
@@ -148,7 +145,21 @@ impl Holder {
             }
             // After the sockets: what is under way between the two readings has passed, and not moved.
             let passed = self.passed_bytes()?;
-            self.look = Some(Look::new(members, records, passed, dead));
+            let look = Look::new(members, records, passed);
+            // Looking mends what it finds, so the next look does not find it: it is kept until it is told.
+            let detached = (!dead.is_empty()).then(|| Escape {
+                kind: EscapeKind::DeadLink,
+                message: format!(
+                    "somebody detached {} from {}; attached again",
+                    dead.join(", "),
+                    self.cgroup.display()
+                ),
+            });
+            for held in self.held.values_mut() {
+                held.found.extend(detached.clone());
+                held.found.extend(untagged(&look.records(held.key)));
+            }
+            self.look = Some(look);
         }
         self.look.as_mut().ok_or_else(|| Error::failed("look at the limited processes"))
     }
@@ -160,19 +171,9 @@ impl Holder {
         let first = look.members.get(&key).and_then(|pids| pids.first()).copied();
         let records = look.records(key);
         let passed = look.passed.get(&key).copied().unwrap_or_default();
-        let (at, dead) = (look.at, look.dead.clone());
-        let mut escapes = Vec::new();
-        if !dead.is_empty() {
-            escapes.push(Escape {
-                kind: EscapeKind::DeadLink,
-                message: format!(
-                    "somebody detached {} from {}; attached again",
-                    dead.join(", "),
-                    self.cgroup.display()
-                ),
-            });
-        }
-        escapes.extend(untagged(&records));
+        let at = look.at;
+        let mut escapes =
+            self.held.get_mut(&id).map(|held| std::mem::take(&mut held.found)).unwrap_or_default();
         escapes.extend(self.lost()?);
         if lapsed {
             escapes.push(Escape {

@@ -26,7 +26,7 @@ use crate::{
         bpf::{self, Events, Loaded},
         cgroup, clock, fault, process,
     },
-    model::{Counters, Direction, Limit, LimitId, PerDirection, Target},
+    model::{Counters, Direction, Escape, Limit, LimitId, PerDirection, Target},
 };
 
 const CONFIGS: &str = "CGROUP_CONFIGS";
@@ -64,6 +64,8 @@ pub(super) struct Held {
     /// What the last check saw.
     pub seen: Option<super::check::Seen>,
     pub judge: PerDirection<super::check::Judge>,
+    /// What looks have found and no check has told yet.
+    pub found: Vec<Escape>,
     pub foreign: PerDirection<super::check::Foreign>,
     /// The lease ran out before it was renewed, at least once.
     pub lapsed: bool,
@@ -140,6 +142,7 @@ impl Holder {
                 brought_in: None,
                 seen: None,
                 judge: PerDirection::default(),
+                found: Vec::new(),
                 foreign: PerDirection::default(),
                 lapsed: false,
             };

@@ -45,7 +45,11 @@ impl Holder {
         if levels.is_empty() {
             return Ok(None);
         }
-        let look = self.look()?;
+        // The last look will do, as long as checks renew it.
+        if self.look.is_none() {
+            self.look()?;
+        }
+        let Some(look) = &mut self.look else { return Ok(None) };
         let mut wanted = HashMap::<u32, u64>::new();
         for (key, pids) in &look.members {
             let Some(level) = levels.get(key).filter(|level| **level != 0) else { continue };
