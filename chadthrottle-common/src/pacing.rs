@@ -16,7 +16,7 @@ const STALE_NS: u64 = 4_000_000_000;
 /// Debt up to which paced TCP still passes, ticks of the bucket: two flows whose bursts fall together are not
 /// too fast, and one that is refused with nothing in flight stands still for 200 ms and more. Every byte is
 /// charged all the same.
-pub const BURST_TICKS: u64 = 150_000_000 * crate::bucket::TICKS_PER_NS;
+pub const BURST_TICKS: u64 = 100_000_000 * crate::bucket::TICKS_PER_NS;
 /// The level never falls below this fraction of the limit.
 const FLOOR: u64 = 256;
 
