@@ -1,10 +1,10 @@
 //! The eBPF backend: a token bucket in the kernel, at the sockets of the limited processes.
 //!
-//! - [`holder`]: what is in the kernel, once for both directions: setting, changing, lifting.
-//! - [`members`]: which processes are under which limit.
-//! - [`pacing`]: connections that were open already send no faster than the limit.
-//! - [`check`]: the live check.
-//! - [`requirements`]: what it needs, for the probe and `doctor`.
+//! - `holder`: what is in the kernel, once for both directions: setting, changing, lifting.
+//! - `members`: which processes are under which limit.
+//! - `pacing`: connections that were open already send no faster than the limit.
+//! - `check`: the live check.
+//! - `requirements`: what it needs, for the probe and `doctor`.
 
 use std::{
     cell::RefCell,

@@ -217,7 +217,7 @@ fn lift(flows: FlowMap<'_>, pid: u32) -> Result<usize> {
     Ok(lifted)
 }
 
-/// For the janitor, when the owner is gone or stopped: [`lift`] for the whole host.
+/// For the janitor, when the owner is gone or stopped: gives back every cap of ours on the whole host.
 pub fn lift_all(flows: BorrowedFd<'_>) -> Result<usize> {
     let pids = process::all(Path::new("/proc"))?;
     pids.into_iter().try_fold(0, |lifted, pid| Ok(lifted + lift(FlowMap(flows), pid)?))
