@@ -129,7 +129,7 @@ fn detached_links(scene: &Scene) -> Result<()> {
     let mut limit = scene.limit(&format!("{target} -u {RATE} -d {RATE}"))?;
     ensure_held(&server, put, limit.since, RATE)?;
     let links = raw::cgroup_links(scene.owner()?.as_raw())?;
-    ensure!(links.len() == 3, "the owner holds {} links to cgroups", links.len());
+    ensure!(links.len() == 4, "the owner holds {} links to cgroups", links.len());
     let since = now();
     for link in links {
         raw::detach(link)?;

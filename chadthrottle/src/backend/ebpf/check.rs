@@ -38,9 +38,9 @@ const FOREIGN_AGAIN: Duration = Duration::from_millis(500);
 /// passed on, but not used yet.
 const UNUSED_BYTES: u64 = 64 * 1024;
 
-/// What the sockets moved may exceed what passed by so many bytes (what was in flight, or came between two
-/// counters' reading), and by a tenth.
-const BYPASS_SLACK: u64 = 1024 * 1024;
+/// What the sockets moved may exceed what passed by half a second of the limit, within these bounds in bytes (what
+/// was in flight, or came between two counters' reading), and by a tenth.
+const BYPASS_SLACK: std::ops::RangeInclusive<u64> = 128 * 1024..=1024 * 1024;
 
 /// Ticks in a row that must look like a bypass.
 const BYPASS_TICKS: u32 = 2;
@@ -114,13 +114,14 @@ pub(super) struct Judge {
 impl Judge {
     /// Takes in what moved at the sockets and what passed the hook between two looks, in bytes.
     /// True when more moved than passed, for some time, by more than two counters can differ.
-    fn bypassed(&mut self, moved: u64, passed: u64) -> bool {
+    fn bypassed(&mut self, moved: u64, passed: u64, rate: u64) -> bool {
         self.ticks += 1;
         // In the first second what was in flight before is acknowledged.
         if self.ticks == 1 {
             return false;
         }
-        if moved > passed + passed / 10 + BYPASS_SLACK {
+        let slack = (rate / 2).clamp(*BYPASS_SLACK.start(), *BYPASS_SLACK.end());
+        if moved > passed + passed / 10 + slack {
             self.suspicious += 1;
         } else {
             self.suspicious = 0;
@@ -190,7 +191,8 @@ impl Holder {
         if let Some(before) = held.seen.as_ref().filter(|before| before.at != at) {
             let moved = moved(&before.sockets, &now.sockets, direction);
             let passed = now.passed[direction.index()].saturating_sub(before.passed[direction.index()]);
-            if held.judge.get_mut(direction).bypassed(moved, passed) {
+            let rate = held.rates.get(direction).unwrap_or_default();
+            if held.judge.get_mut(direction).bypassed(moved, passed, rate) {
                 escapes.push(Escape {
                     kind: EscapeKind::Bypass,
                     message: format!(
@@ -321,11 +323,16 @@ mod tests {
     #[test]
     fn a_bypass_must_last_and_be_large() {
         let mut judge = Judge::default();
-        let much = 10 * BYPASS_SLACK;
-        let answers: Vec<_> = (0..6).map(|_| judge.bypassed(much, 1_000)).collect();
+        let (rate, slack) = (1_000_000, 500_000);
+        let much = 10 * slack;
+        let answers: Vec<_> = (0..6).map(|_| judge.bypassed(much, 1_000, rate)).collect();
         assert_eq!(answers, [false, false, true, true, true, true]);
-        assert!(!judge.bypassed(BYPASS_SLACK, 1_000));
-        assert!(!judge.bypassed(much, 1_000));
+        assert!(!judge.bypassed(slack, 1_000, rate));
+        assert!(!judge.bypassed(much, 1_000, rate));
+        let mut slow = Judge::default();
+        assert!(!slow.bypassed(900_000, 0, 100_000));
+        assert!(!slow.bypassed(900_000, 0, 100_000));
+        assert!(slow.bypassed(900_000, 0, 100_000), "nine times a low limit is seen too");
     }
 
     #[test]

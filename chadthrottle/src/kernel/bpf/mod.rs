@@ -158,6 +158,10 @@ impl Loaded {
                 .and_then(|()| self.load_one(self.ingress, &types))
                 .map_err(|_| reason)?;
         }
+        if let Err(reason) = self.load_one("pace_flow", &types) {
+            self.degraded
+                .push(format!("new connections are only paced from their second second on: {reason}"));
+        }
         let complete =
             ADOPTERS.iter().position(|set| set.iter().all(|name| self.load_one(name, &types).is_ok()));
         match complete {
