@@ -166,9 +166,6 @@ impl Holder {
         }
         fault::point("ebpf.limit-written");
         let applied = if first { self.bring_in(limit.id)? } else { self.present(limit.id)? };
-        if limit.direction == Direction::Upload {
-            self.follow()?;
-        }
         self.verify(limit.id, limit.direction, rate)?;
         Ok(applied)
     }

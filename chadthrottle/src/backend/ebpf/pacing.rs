@@ -36,15 +36,12 @@ impl Holder {
     /// Lets the connections that can't do so themselves follow the levels of their limits. Returns when to
     /// call again; `None`: there are none now.
     pub fn follow(&mut self) -> Result<Option<Duration>> {
-        let mut levels = HashMap::<u64, u64>::new();
-        for (id, held) in &self.held {
-            if held.rates.get(Direction::Upload).is_some() {
-                levels.insert(held.key, self.level_of(*id)?);
-            }
-        }
-        if levels.is_empty() {
+        if !self.held.values().any(|held| held.rates.get(Direction::Upload).is_some()) {
             return Ok(None);
         }
+        let buckets = self.loaded.entries::<u64, [TokenBucket; 2]>("CGROUP_BUCKETS")?;
+        let levels: HashMap<u64, u64> =
+            buckets.into_iter().map(|(key, pair)| (key, pair[Direction::Upload.index()].level)).collect();
         // The last look will do, as long as checks renew it.
         if self.look.is_none() {
             self.look()?;
@@ -133,8 +130,11 @@ impl Holder {
     /// before they become members.
     pub fn processes_of(&self, id: LimitId) -> Result<HashSet<u32>> {
         let Some(held) = self.held.get(&id) else { return Ok(HashSet::new()) };
-        let mut pids: HashSet<u32> =
-            members::census(&self.loaded)?.remove(&held.key).unwrap_or_default().into_iter().collect();
+        // Children younger than the last look follow the level by themselves, also down to none.
+        let mut pids: HashSet<u32> = match &self.look {
+            Some(look) => look.members.get(&held.key).into_iter().flatten().copied().collect(),
+            None => members::census(&self.loaded)?.remove(&held.key).into_iter().flatten().collect(),
+        };
         pids.extend(targeted(&held.targets));
         Ok(pids)
     }
