@@ -25,7 +25,7 @@
 
 use core::num::NonZeroU64;
 
-use crate::abi::TokenBucket;
+use crate::{abi::TokenBucket, pacing::BURST_TICKS};
 
 /// Ticks in a nanosecond.
 pub const TICKS_PER_NS: u64 = 64;
@@ -36,15 +36,16 @@ pub const TICKS_PER_SECOND: u64 = TICKS_PER_NS * 1_000_000_000;
 /// Largest length that [`cost`] tells apart, in bytes. A GSO buffer has at most 512 KiB (BIG TCP).
 pub const MAX_LENGTH: u64 = 1 << 27;
 
-/// Small TCP packets pass while the debt is below what a full GSO buffer costs, and this on top, in ticks.
-pub const SMALL_SLACK: u64 = 50_000_000 * TICKS_PER_NS;
+/// Small TCP packets pass while the debt is below what a full GSO buffer costs, and this on top, in ticks. More
+/// than what bulk may take, else acknowledgements starve behind an upload that keeps the bucket in debt.
+pub const SMALL_SLACK: u64 = BURST_TICKS + 50_000_000 * TICKS_PER_NS;
 
 /// Packets that open or close a TCP connection pass while the debt is below what this many GSO buffers cost
 /// (each CPU may have let one pass at the same time), and [`URGENT_SLACK`] on top.
 pub const URGENT_BUFFERS: u64 = 3;
 
 /// See [`URGENT_BUFFERS`]; in ticks.
-pub const URGENT_SLACK: u64 = 200_000_000 * TICKS_PER_NS;
+pub const URGENT_SLACK: u64 = BURST_TICKS + 200_000_000 * TICKS_PER_NS;
 
 /// Bytes of the largest GSO buffer with the headers of all its segments.
 pub const GSO_BYTES: u64 = 68_000;
