@@ -29,6 +29,7 @@ use crate::{
     error::{Error, Kind, Result},
     kernel::{fault, process},
     model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
+    monitor::assemble::Limits,
     owner::protocol::{EndReason, LimitRequest},
 };
 
@@ -225,6 +226,26 @@ impl Engine {
     pub fn stop(&mut self, now: Instant) -> Vec<Event> {
         let ids = self.limits.keys().copied().collect();
         self.end_each(ids, EndReason::OwnerStopped, now)
+    }
+
+    /// [`Engine::status`], and which processes each limit holds, as far as the backends know.
+    pub fn limits(&mut self, now: Instant) -> Limits {
+        let mut members = Vec::new();
+        for opened in &mut self.opened {
+            match opened.backend.members() {
+                Ok(found) => members.extend(found),
+                Err(error) => tracing::warn!("ask {} whom it limits: {error}", opened.driver.name),
+            }
+        }
+        // Both directions of a limit hold the same processes.
+        members.sort_by_key(|(id, _): &(LimitId, Vec<u32>)| *id);
+        members.dedup_by_key(|(id, _)| *id);
+        Limits { reports: self.status(now).limits, members }
+    }
+
+    /// Where a client wants to work must be where limits are in force, if any are.
+    pub fn work_at(&mut self, wanted: &Site) -> Result<()> {
+        self.move_to(wanted)
     }
 
     /// An owner works at one place. Without limits it goes where a client wants it; else that client has

@@ -114,6 +114,11 @@ pub trait Backend {
     /// Becomes readable when [`Backend::ended`] may have something to say.
     fn wake_fd(&self) -> Option<std::os::fd::RawFd>;
 
+    /// Processes that limits hold by name, for the monitor; those of a limit that is held otherwise are missing.
+    fn members(&mut self) -> Result<Vec<(LimitId, Vec<u32>)>> {
+        Ok(Vec::new())
+    }
+
     /// A descriptor by which [`settle`] can undo what would outlive this process; asked for once, right after
     /// opening. `None`: nothing would.
     fn estate(&self) -> Result<Option<OwnedFd>> {

@@ -135,6 +135,11 @@ pub enum Command {
     /// Also until SIGTERM, the end of the target or of --duration; then everything is undone. Several
     /// targets share one rate.
     Limit(Limit),
+    /// Show what each process sends and receives, tick by tick
+    ///
+    /// One line for each process that moved something, or with --json everything, one object a tick. Until
+    /// Ctrl-C or --count.
+    Monitor(Monitor),
     /// Show the limits in force on this host, whoever set them
     Status(Json),
     /// End limits, and remove what a killed run left behind
@@ -178,6 +183,49 @@ pub struct Limit {
     /// on the very same targets replaces it
     #[arg(long)]
     pub detach: bool,
+}
+
+/// Arguments of `monitor`.
+#[derive(Debug, clap::Args)]
+pub struct Monitor {
+    /// As JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+    /// Time between two ticks: seconds, or 500ms, 2s, 1m; from 100ms to 1h
+    #[arg(long, value_name = "TIME", default_value = "1s", conflicts_with = "replay")]
+    #[arg(allow_hyphen_values = true)]
+    pub interval: String,
+    /// End after so many ticks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
+    /// An account of everything seen, at the end
+    #[arg(long)]
+    pub summary: bool,
+    /// Only the first N rows
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub top: Option<u32>,
+    /// Only what matches: `curl port:443 user:alice rate:>1M limited:yes -name:sshd`
+    #[arg(long, value_name = "FILTER", allow_hyphen_values = true)]
+    pub filter: Option<String>,
+    /// What makes a row: process, tree, unit (or container), user, name
+    #[arg(long, value_name = "BY", default_value = "process")]
+    pub group: String,
+    /// Order of the rows: rate, down, up, total, received, sent, connections, limited, pid, name, user,
+    /// down_limit, up_limit
+    #[arg(long, value_name = "BY", default_value = "rate")]
+    pub sort: String,
+    /// The other way round
+    #[arg(long)]
+    pub reverse: bool,
+    /// Each connection by itself
+    #[arg(long, requires = "json")]
+    pub connections: bool,
+    /// Write all that is seen to a file, for --replay
+    #[arg(long, value_name = "FILE", conflicts_with = "replay")]
+    pub record: Option<PathBuf>,
+    /// Show a recording instead of this host: on a terminal at the pace of the recording, else at once
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
 }
 
 /// Arguments of `clear`.

@@ -18,6 +18,7 @@ mod backends;
 mod clear;
 mod hint;
 mod limit;
+mod monitor;
 mod resolve;
 mod run;
 mod session;
@@ -84,6 +85,7 @@ fn execute(args: Args) -> Result<u8> {
     match command {
         Command::Run(args) => run::run(&global, &args),
         Command::Limit(args) => limit::limit(&global, &args),
+        Command::Monitor(args) => monitor::monitor(&global, &args),
         Command::Status(args) => status::status(&global, &args),
         Command::Clear(args) => clear::clear(&global, &args),
         Command::Doctor(args) => backends::doctor(&global, &args),

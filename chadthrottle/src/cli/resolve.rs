@@ -103,6 +103,21 @@ pub fn duration(duration: &Duration) -> Result<Option<f64>> {
     })
 }
 
+/// The value of `--interval`.
+pub fn interval(text: &str) -> Result<std::time::Duration> {
+    let refuse = |why: String| {
+        let message =
+            format!("--interval: {} is no interval: {why}; accepted are 1, 0.5, 250ms, 2s, 1m", quote(text));
+        Error::new(Kind::Usage, message)
+    };
+    let milliseconds = text.trim().strip_suffix("ms").map(|number| seconds(number).map(|ms| ms / 1000.0));
+    match milliseconds.unwrap_or_else(|| seconds(text)).map_err(refuse)? {
+        ..0.1 => Err(refuse("it is less than 100 ms".into())),
+        seconds if seconds > 3600.0 => Err(refuse("it is more than an hour".into())),
+        seconds => Ok(std::time::Duration::from_secs_f64(seconds)),
+    }
+}
+
 fn seconds(text: &str) -> Result<f64, String> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -169,6 +184,25 @@ mod tests {
                 Ok(seconds) => assert_eq!(seconds.to_string(), why),
                 Err(message) => assert!(message.contains(why), "{text}: {message}"),
             }
+        }
+    }
+
+    #[test]
+    fn intervals() {
+        for (text, expected) in
+            [("1", 1000), ("0.1", 100), ("250ms", 250), (" 500 ms", 500), ("2s", 2000), ("1h", 3_600_000)]
+        {
+            assert_eq!(interval(text).unwrap().as_millis(), expected, "{text}");
+        }
+        for (text, why) in [
+            ("99ms", "less than 100 ms"),
+            ("2h", "more than an hour"),
+            ("0", "not above 0"),
+            ("ms", "empty"),
+            ("5ms s", "unknown unit"),
+        ] {
+            let error = interval(text).unwrap_err();
+            assert!(error.kind == Kind::Usage && error.message.contains(why), "{text}: {error}");
         }
     }
 

@@ -1,6 +1,6 @@
 //! The clock of the eBPF programs.
 
-use std::{fs, sync::OnceLock};
+use std::{fs, sync::OnceLock, time::Duration};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -15,6 +15,12 @@ pub fn monotonic_ns() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
         .map_or(0, |time| i128::from(time.tv_sec()) * 1_000_000_000 + i128::from(time.tv_nsec()));
     u64::try_from(now - i128::from(shift)).unwrap_or(0)
+}
+
+/// Time since the machine started, with the time it slept: what start times in /proc count.
+pub fn since_boot() -> Duration {
+    // CLOCK_BOOTTIME is always there.
+    clock_gettime(ClockId::CLOCK_BOOTTIME).map_or(Duration::ZERO, Duration::from)
 }
 
 /// From the line `monotonic <seconds> <nanoseconds>`.

@@ -5,6 +5,7 @@ pub mod btf;
 pub mod caps;
 pub mod cgroup;
 pub mod clock;
+pub mod facts;
 pub mod fault;
 pub mod journal;
 pub mod netlink;

@@ -11,7 +11,10 @@ use netlink_packet_core::{
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage},
-    link::{InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+    link::{
+        InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkHeader, LinkInfo, LinkLayerType,
+        LinkMessage,
+    },
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 
@@ -25,6 +28,29 @@ pub struct Link {
     pub index: u32,
     /// Its name.
     pub name: String,
+}
+
+/// A network device and what it has moved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// Its name.
+    pub name: String,
+    /// Whether it is up.
+    pub up: bool,
+    /// Whether it is the loopback device.
+    pub loopback: bool,
+    /// Whether its packets begin with an Ethernet header.
+    pub ethernet: bool,
+    /// What it is made of, where it is no hardware: `veth`, `tun`, `bridge` …
+    pub kind: Option<String>,
+    /// Bytes of the link layer received since it was made.
+    pub rx_bytes: u64,
+    /// Bytes of the link layer sent.
+    pub tx_bytes: u64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets sent.
+    pub tx_packets: u64,
 }
 
 /// A connection to rtnetlink; it speaks to the namespace in which it was opened, wherever it is used.
@@ -68,6 +94,16 @@ impl Route {
             .exchange(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)
             .map_err(|cause| explain(cause, "list network devices"))?;
         Ok(replies.into_iter().filter_map(link).collect())
+    }
+
+    /// All devices with their counters, by name.
+    pub fn devices(&mut self) -> Result<Vec<Device>> {
+        let replies = self
+            .exchange(RouteNetlinkMessage::GetLink(LinkMessage::default()), NLM_F_DUMP)
+            .map_err(|cause| explain(cause, "read the counters of network devices"))?;
+        let mut devices: Vec<_> = replies.into_iter().filter_map(device).collect();
+        devices.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(devices)
     }
 
     /// The number of the device `name`.
@@ -167,6 +203,34 @@ impl Route {
 /// A failed exchange, under the name of what was wanted.
 fn explain(cause: Error, message: impl Into<String>) -> Error {
     Error::caused(cause.kind, message, &cause)
+}
+
+fn device(message: RouteNetlinkMessage) -> Option<Device> {
+    let RouteNetlinkMessage::NewLink(message) = message else { return None };
+    let LinkHeader { link_layer_type, flags, .. } = message.header;
+    let mut device = Device {
+        up: flags.contains(LinkFlags::Up),
+        loopback: flags.contains(LinkFlags::Loopback),
+        ethernet: link_layer_type == LinkLayerType::Ether,
+        ..Device::default()
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => device.name = name,
+            LinkAttribute::Stats64(stats) => {
+                (device.rx_bytes, device.tx_bytes) = (stats.rx_bytes, stats.tx_bytes);
+                (device.rx_packets, device.tx_packets) = (stats.rx_packets, stats.tx_packets);
+            }
+            LinkAttribute::LinkInfo(info) => {
+                device.kind = info.into_iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind.to_string()),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    (!device.name.is_empty()).then_some(device)
 }
 
 fn link(message: RouteNetlinkMessage) -> Option<Link> {

@@ -144,6 +144,11 @@ impl Stat {
         })
     }
 
+    /// Whether its main thread is gone and its parent has not yet asked for its end.
+    pub fn is_zombie(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') && self.threads <= 1
+    }
+
     /// Nothing of it runs any more; only the kernel, or its parent, is not done with it. A main thread
     /// may end before the others, so these are looked at too.
     fn has_ended(&self, proc: &Path, pid: u32) -> bool {

@@ -109,6 +109,8 @@ pub struct TcpInfo {
     pub segments_out: u32,
     /// Segments received.
     pub segments_in: u32,
+    /// Segments sent again.
+    pub retransmits: u32,
     /// Round trip as the sender measures it, microseconds.
     pub rtt_us: u32,
     /// The least of the last minutes, microseconds.
@@ -134,6 +136,7 @@ impl TcpInfo {
             bytes_retransmitted: long(208),
             segments_out: word(136),
             segments_in: word(140),
+            retransmits: word(100),
             rtt_us: word(68),
             min_rtt_us: word(148),
             receiver_rtt_us: word(92),

@@ -1,6 +1,7 @@
 //! What the rest speaks of: directions, rates, targets, limits and the reports about them, snapshots of the
 //! traffic and what is made of these. No I/O.
 
+pub mod cgroups;
 mod direction;
 pub mod filter;
 pub mod group;

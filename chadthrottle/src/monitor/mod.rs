@@ -2,6 +2,18 @@
 //!
 //! - [`feed`]: where snapshots come from, live or recorded.
 //! - [`recording`]: snapshots in a file.
+//! - [`reading`]: what was counted up to a moment, whoever counted.
+//! - [`diag`]: counts by asking the kernel for its TCP sockets; takes no right.
+//! - [`wire`]: counts by eBPF programs, every packet.
+//! - [`census`]: what processes are called, who they belong to.
+//! - [`assemble`]: readings become snapshots: totals, rates, rows that ended.
+//! - [`live`]: the feed of this host.
 
+pub mod assemble;
+pub mod census;
+pub mod diag;
 pub mod feed;
+pub mod live;
+pub mod reading;
 pub mod recording;
+pub mod wire;

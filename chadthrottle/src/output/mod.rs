@@ -9,6 +9,7 @@ use serde::Serialize;
 
 pub mod backends;
 pub mod limits;
+pub mod monitor;
 pub mod number;
 pub mod table;
 
@@ -33,6 +34,11 @@ struct Document<'a, T> {
 
 /// Writes `{"schema": …, "kind": kind, …body}` as one line to stdout.
 pub fn json<T: Serialize>(kind: &str, body: &T) -> Result<()> {
+    json_line(kind, body).map(drop)
+}
+
+/// As [`json`]; false: nobody reads any more.
+pub fn json_line<T: Serialize>(kind: &str, body: &T) -> Result<bool> {
     let document = Document { schema: SCHEMA, kind, body };
     let mut line = serde_json::to_string(&document)
         .map_err(|error| Error::failed(format!("write {kind} as JSON: {error}")))?;
@@ -42,14 +48,19 @@ pub fn json<T: Serialize>(kind: &str, body: &T) -> Result<()> {
 
 /// Writes a result to stdout, without its colours where they are not wanted.
 pub fn result(text: &str) -> Result<()> {
+    next_result(text).map(drop)
+}
+
+/// As [`result`]; false: nobody reads any more.
+pub fn next_result(text: &str) -> Result<bool> {
     let mut stdout = anstream::stdout().lock();
     finish(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
 }
 
-fn finish(written: io::Result<()>) -> Result<()> {
+fn finish(written: io::Result<()>) -> Result<bool> {
     match written {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        written => written.context("write to stdout"),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.context("write to stdout").map(|()| true),
     }
 }
 

@@ -8,6 +8,16 @@ pub fn rate(bytes_per_second: u64) -> String {
     })
 }
 
+/// Bytes/s: `998 KB/s`.
+pub fn byte_rate(bytes_per_second: u64) -> String {
+    format!("{}/s", bytes(bytes_per_second))
+}
+
+/// Bytes: `998 KB`.
+pub fn bytes(bytes: u64) -> String {
+    short(bytes as f64, ["B", "KB", "MB", "GB", "TB"])
+}
+
 fn short(value: f64, units: [&str; 5]) -> String {
     let mut value = value;
     let mut index = 0;
@@ -54,6 +64,7 @@ mod tests {
         assert_eq!(rate(12_345_678), "12.3 MB/s (98.8 Mbit/s)");
         assert_eq!(rate(9_996_000), "10.0 MB/s (80.0 Mbit/s)");
         assert!(rate(u64::MAX).contains("TB/s"));
+        assert_eq!((bytes(0).as_str(), byte_rate(1_234_567).as_str()), ("0 B", "1.23 MB/s"));
     }
 
     #[test]

@@ -162,10 +162,19 @@ impl Client {
 
     /// The next event, for which it waits; `None` when the owner is gone.
     pub fn next_event(&mut self) -> Result<Option<Reply>> {
+        self.next_event_by(None)
+    }
+
+    /// [`Client::next_event`]; an error when none comes within `patience`.
+    pub fn next_event_within(&mut self, patience: Duration) -> Result<Option<Reply>> {
+        self.next_event_by(Some(patience))
+    }
+
+    fn next_event_by(&mut self, patience: Option<Duration>) -> Result<Option<Reply>> {
         if let Some(event) = self.events.pop_front() {
             return Ok(Some(event));
         }
-        self.set_patience(None)?;
+        self.set_patience(patience)?;
         match self.receive()? {
             Some(Reply::Error(error)) => Err(error),
             Some(reply) if !is_event(&reply) && !matches!(reply, Reply::Hello { .. }) => {
@@ -267,7 +276,7 @@ impl AsFd for Client {
 }
 
 fn is_event(reply: &Reply) -> bool {
-    matches!(reply, Reply::Escaped { .. } | Reply::Ended { .. })
+    matches!(reply, Reply::Escaped { .. } | Reply::Ended { .. } | Reply::Snapshot(_))
 }
 
 fn unexpected(reply: &Reply) -> Error {

@@ -27,7 +27,7 @@ use crate::{
 /// Longest request.
 const LONGEST_REQUEST: usize = 1 << 20;
 /// What may wait for a client that does not read; one status of all limits there can be fits.
-const MOST_WAITING: usize = 16 << 20;
+const MOST_WAITING: usize = 32 << 20;
 /// How long it may wait there without the client taking any of it.
 const STALL: Duration = Duration::from_secs(5);
 
@@ -203,6 +203,13 @@ impl Connection {
                 tracing::error!("write a reply: {cause}");
                 self.lose();
             }
+        }
+    }
+
+    /// Queues a reply that is a line already, with its end.
+    pub fn tell_line(&mut self, line: &[u8]) {
+        if !self.lost {
+            self.output.extend_from_slice(line);
         }
     }
 

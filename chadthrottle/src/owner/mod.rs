@@ -10,6 +10,7 @@ use crate::{
 
 pub mod client;
 mod connection;
+mod desk;
 pub mod janitor;
 mod lines;
 mod premises;

@@ -1,11 +1,13 @@
 //! What clients and the owner say to each other: one JSON object a line.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::{
     backend::Site,
     error::Error,
-    model::{Escape, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
+    model::{Escape, LimitId, LimitReport, PerDirection, Rate, Snapshot, StatusReport, Target},
 };
 
 /// Changes when either side would misunderstand the other; a client of another version is told so.
@@ -32,6 +34,17 @@ pub struct LimitRequest {
     pub site: Site,
 }
 
+/// Asks for snapshots of the traffic.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MonitorRequest {
+    /// Seconds between two of them, 0.1 to 3600.
+    pub interval: f64,
+    /// With each connection by itself.
+    pub connections: bool,
+    /// Where the eBPF programs that count are to be attached; an owner at work elsewhere refuses.
+    pub site: Site,
+}
+
 /// A client's line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
@@ -52,6 +65,9 @@ pub enum Request {
     },
     /// Answered by [`Reply::Status`].
     Status,
+    /// Answered by [`Reply::Monitoring`]; then [`Reply::Snapshot`] comes, until the connection ends. Asking again
+    /// changes what is asked for, and does not begin the totals anew.
+    Monitor(MonitorRequest),
     /// Ends the limits whose targets are all in the list; an empty list means every limit. Answered by
     /// [`Reply::Cleared`].
     Clear {
@@ -95,6 +111,11 @@ pub enum Reply {
     },
     /// To [`Request::Status`].
     Status(StatusReport),
+    /// To [`Request::Monitor`].
+    Monitoring,
+    /// Event: what the network did, for a client that monitors. A client that does not keep up gets fewer of them,
+    /// over longer intervals.
+    Snapshot(Arc<Snapshot>),
     /// To [`Request::Clear`].
     Cleared {
         /// Limits that were ended.
@@ -159,6 +180,7 @@ mod tests {
             Request::Limit(limit),
             Request::Change { id: LimitId(u64::MAX), rates },
             Request::Status,
+            Request::Monitor(MonitorRequest { interval: 0.25, connections: true, site: Site::default() }),
             Request::Clear { targets: Vec::new() },
             Request::Clear { targets: vec![Target::Tree(7)] },
         ] {
@@ -194,6 +216,8 @@ mod tests {
             Reply::Hello { version: VERSION, pid: 1 },
             Reply::Limited { limit: limit.clone(), notices: vec!["n".into()] },
             Reply::Status(StatusReport { limits: vec![limit.clone()] }),
+            Reply::Monitoring,
+            Reply::Snapshot(Arc::new(crate::model::snapshot::tests::full())),
             Reply::Cleared { ended: vec![LimitId(1)] },
             Reply::Error(error),
             Reply::Escaped { id: LimitId(1), escape },

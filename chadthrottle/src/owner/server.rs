@@ -28,6 +28,7 @@ use nix::{
 
 use super::{
     connection::Connection,
+    desk::Desk,
     janitor::Janitor,
     premises::{Moved, Premises},
     protocol::{EndReason, Reply, Request},
@@ -158,6 +159,7 @@ fn open(dir: &Path, site: &Site, drivers: &'static [Driver], ready: &mut Ready) 
     let now = Instant::now();
     Ok(Some(Server {
         engine: Engine::new(site.clone(), drivers, move |estate| heir.borrow_mut().inherit(estate)),
+        desk: Desk::default(),
         connections: BTreeMap::new(),
         last_client: 0,
         signals,
@@ -180,12 +182,14 @@ enum Source {
     Listener,
     Janitor,
     Backend,
+    Desk,
     Client(ClientId),
 }
 
 /// The owner at work. The order of the fields is the order in which things are undone.
 struct Server {
     engine: Engine,
+    desk: Desk,
     connections: BTreeMap<ClientId, Connection>,
     last_client: u64,
     signals: SignalFd,
@@ -243,6 +247,7 @@ impl Server {
                         let events = self.engine.collect_ended(now);
                         self.pass_on(events);
                     }
+                    Source::Desk => self.hand_out(),
                     Source::Client(id) => {
                         if let Some(connection) = self.connections.get_mut(&id) {
                             connection.exchange(ready, now);
@@ -265,6 +270,11 @@ impl Server {
         if self.engine.next_due().is_some_and(|due| due <= now) {
             let events = self.engine.tick(now);
             self.pass_on(events);
+        }
+        if self.desk.next_due().is_some_and(|due| due <= now) {
+            let (engine, connections) = (&mut self.engine, &self.connections);
+            let can_take = |id| connections.get(&id).is_some_and(|connection| !connection.has_output());
+            self.desk.order(now, can_take, || engine.limits(now));
         }
         self.janitor.borrow_mut().look_after(now);
         for connection in self.connections.values_mut() {
@@ -305,7 +315,7 @@ impl Server {
     /// When there is nothing to stay for.
     fn leaves_at(&self) -> Option<Instant> {
         let stay = if self.connections.is_empty() && self.served { LINGER } else { IDLE };
-        self.engine.is_empty().then(|| self.last_busy + stay)
+        (self.engine.is_empty() && self.desk.is_empty()).then(|| self.last_busy + stay)
     }
 
     /// Waits until something happens or is due.
@@ -315,6 +325,7 @@ impl Server {
         let mut due = vec![self.renew_at, self.premises_at];
         due.extend((!accepting).then_some(self.accept_at));
         due.extend(self.engine.next_due());
+        due.extend(self.desk.next_due());
         due.extend(self.leaves_at());
         due.extend(self.janitor.borrow().restart_at());
         let mut interests = Vec::with_capacity(self.connections.len());
@@ -339,6 +350,9 @@ impl Server {
         let janitor = self.janitor.borrow();
         if let Some(fd) = janitor.as_fd() {
             watch(Source::Janitor, fd, PollFlags::POLLIN);
+        }
+        if let Some(fd) = self.desk.as_fd() {
+            watch(Source::Desk, fd, PollFlags::POLLIN);
         }
         for fd in self.engine.wake_fds() {
             // SAFETY: the backend keeps its descriptor open as long as it lives, and it outlives the poll.
@@ -408,6 +422,7 @@ impl Server {
         let left: Vec<_> =
             self.connections.iter_mut().filter_map(|(id, client)| client.has_left().then_some(*id)).collect();
         for id in left {
+            self.desk.leave(id);
             if self.engine.client_gone(id) > 0 {
                 self.last_busy = Instant::now();
             }
@@ -425,6 +440,13 @@ impl Server {
             Request::Hello { .. } => Err(Error::failed("hello has been said")),
             Request::Limit(request) => self.engine.set(&request, asker),
             Request::Change { id, rates } => self.engine.change(id, &rates),
+            Request::Monitor(request) => {
+                let served = self.engine.work_at(&request.site);
+                return match served.and_then(|()| self.desk.serve(asker.client, &request, now)) {
+                    Ok(()) => Reply::Monitoring,
+                    Err(error) => Reply::Error(error),
+                };
+            }
             Request::Status => return Reply::Status(self.engine.status(now)),
             Request::Clear { targets } => {
                 let events = self.engine.clear(&targets, now);
@@ -436,6 +458,20 @@ impl Server {
         match limited {
             Ok((limit, notices)) => Reply::Limited { limit, notices },
             Err(error) => Reply::Error(error),
+        }
+    }
+
+    /// Gives clients that monitor their snapshots.
+    fn hand_out(&mut self) {
+        for (id, line) in self.desk.collect() {
+            let Some(connection) = self.connections.get_mut(&id) else { continue };
+            match line {
+                Ok(line) => connection.tell_line(&line),
+                Err(error) => {
+                    connection.tell(&Reply::Error(error));
+                    self.desk.leave(id);
+                }
+            }
         }
     }
 

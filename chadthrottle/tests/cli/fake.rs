@@ -12,8 +12,11 @@ use std::{
 
 use chadthrottle::{
     Error,
-    model::{Counters, DirectionReport, Escape, LimitId, LimitReport, StatusReport, Target},
-    owner::protocol::{EndReason, LimitRequest, Reply, Request, VERSION},
+    model::{
+        Counters, DirectionReport, Escape, LimitId, LimitReport, Notice, Process, ProcessKind, Snapshot,
+        StatusReport, Target,
+    },
+    owner::protocol::{EndReason, LimitRequest, MonitorRequest, Reply, Request, VERSION},
 };
 use tempfile::TempDir;
 
@@ -45,6 +48,8 @@ pub struct Seen {
     pub limits: Vec<(LimitRequest, String)>,
     /// Lists of targets to clear.
     pub clears: Vec<Vec<Target>>,
+    /// Requests to monitor.
+    pub monitors: Vec<MonitorRequest>,
     /// Connections closed by their clients, and freed.
     pub freed: usize,
 }
@@ -113,6 +118,11 @@ fn answer(request: Request, play: &Play, seen: &Mutex<Seen>) -> Vec<Option<Reply
             seen.lock().unwrap().clears.push(targets);
             vec![Some(Reply::Cleared { ended: vec![LimitId(1), LimitId(2)] })]
         }
+        Request::Monitor(request) => {
+            seen.lock().unwrap().monitors.push(request);
+            let snapshots = [0.0, 1.0, 2.0].map(|elapsed| Some(Reply::Snapshot(Arc::new(snapshot(elapsed)))));
+            [Some(Reply::Monitoring)].into_iter().chain(snapshots).chain([None]).collect()
+        }
         Request::Change { .. } => panic!("nobody changes a limit"),
         Request::Limit(request) => {
             let name = name_of(&request.targets[0]);
@@ -141,6 +151,32 @@ fn answer(request: Request, play: &Play, seen: &Mutex<Seen>) -> Vec<Option<Reply
                 Play::Stop(_) => vec![hold],
             }
         }
+    }
+}
+
+/// A process that receives 1 MB/s, one that ended, and the kernel's row.
+fn snapshot(elapsed: f64) -> Snapshot {
+    let process = |pid, name: &str| Process {
+        pid,
+        start_time: 5,
+        name: name.into(),
+        user: "alice".into(),
+        alive: pid == 7,
+        ..Process::default()
+    };
+    let mut curl = process(7, "cu\nrl");
+    (curl.rx_bytes, curl.rx_rate, curl.connections) = (1_000_000 * elapsed as u64, 1_000_000, 1);
+    let mut gone = process(8, "gone");
+    gone.tx_bytes = 300;
+    let kernel =
+        Process { kind: ProcessKind::Kernel, name: "kernel".into(), tx_bytes: 5, ..Process::default() };
+    Snapshot {
+        interval: elapsed.min(1.0),
+        elapsed,
+        // The second has ended before the last tick.
+        processes: if elapsed < 2.0 { vec![curl, gone, kernel] } else { vec![curl, kernel] },
+        notices: vec![Notice { what: "a\nb".into(), why: "c".into(), mend: None }],
+        ..Snapshot::default()
     }
 }
 

@@ -12,6 +12,7 @@ use std::{
 mod arguments;
 mod fake;
 mod limit;
+mod monitor;
 mod run;
 
 /// The binary, with its surroundings' wishes about logs and colours taken away.

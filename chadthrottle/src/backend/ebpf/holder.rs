@@ -414,6 +414,13 @@ impl Holder {
         Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())
     }
 
+    /// The processes of every limit.
+    pub fn members(&self) -> Result<Vec<(LimitId, Vec<u32>)>> {
+        let mut census = members::census(&self.loaded)?;
+        let of = |(id, held): (&LimitId, &Held)| Some((*id, census.remove(&held.key)?));
+        Ok(self.held.iter().filter_map(of).collect())
+    }
+
     /// The sockets of these processes.
     pub fn walk_those(&self, pids: &HashSet<u32>) -> Result<Vec<SocketRecord>> {
         if pids.len() > WALK_EACH {

@@ -100,6 +100,9 @@ macro_rules! forward {
             fn estate(&self) -> Result<Option<OwnedFd>> {
                 if self.0.direction == Direction::Upload { self.0.holder.borrow().estate().map(Some) } else { Ok(None) }
             }
+            fn members(&mut self) -> Result<Vec<(LimitId, Vec<u32>)>> {
+                self.0.holder.borrow().members()
+            }
             fn ended(&mut self) -> Result<Vec<LimitId>> {
                 self.0.holder.borrow_mut().ended()
             }

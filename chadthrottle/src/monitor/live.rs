@@ -1,0 +1,124 @@
+//! The feed of this host: the owner's, or, where there can be none, one that counts in this very process.
+
+use std::{
+    path::Path,
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    assemble::{Assembler, Limits},
+    diag::Diag,
+    feed::Feed,
+    reading::Count,
+};
+use crate::{
+    backend::Site,
+    error::{Error, Kind, Result},
+    kernel::{caps, cgroup},
+    model::{Notice, Snapshot},
+    owner::{
+        client::Client,
+        protocol::{MonitorRequest, Reply, Request},
+    },
+};
+
+/// What is wanted of a feed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Options {
+    /// Time between two snapshots.
+    pub interval: Duration,
+    /// With each connection by itself, which costs more.
+    pub connections: bool,
+}
+
+/// Opens the feed of this host; the owner whose runtime folder is `dir` counts, and is started if there is none.
+/// Without the rights for that this process counts, and every snapshot has a notice that says so.
+///
+/// # Errors
+/// [`Kind::Usage`] when the owner can't do what is asked; else only when not even the lesser count works.
+pub fn open(dir: &Path, site: &Site, options: Options) -> Result<Box<dyn Feed>> {
+    match Owned::open(dir, site, options) {
+        Ok(feed) => Ok(Box::new(feed)),
+        Err(error) if error.kind == Kind::Usage => Err(error),
+        Err(error) => Ok(Box::new(Local::open(lesser(&error), options)?)),
+    }
+}
+
+/// Why only TCP's own figures are shown.
+pub fn lesser(cause: &Error) -> Notice {
+    let missing = caps::missing(&caps::FOR_EBPF);
+    Notice {
+        what: "bytes are those that open TCP connections report, not what is on the wire".into(),
+        why: cause.to_string(),
+        mend: (!missing.is_empty() && !cause.to_string().contains("sudo "))
+            .then(|| caps::mend(&caps::FOR_EBPF)),
+    }
+}
+
+/// The owner counts.
+struct Owned {
+    client: Client,
+    interval: Duration,
+}
+
+impl Owned {
+    fn open(dir: &Path, site: &Site, options: Options) -> Result<Self> {
+        let mut client = Client::connect_or_start(dir, site)?;
+        let request = MonitorRequest {
+            interval: options.interval.as_secs_f64(),
+            connections: options.connections,
+            site: site.clone(),
+        };
+        match client.request(&Request::Monitor(request))? {
+            Reply::Monitoring => Ok(Self { client, interval: options.interval }),
+            _ => Err(Error::failed("the owner's answer to a `monitor` request makes no sense")),
+        }
+    }
+}
+
+impl Feed for Owned {
+    fn next(&mut self) -> Result<Option<Arc<Snapshot>>> {
+        let patience = self.interval * 2 + Duration::from_secs(5);
+        loop {
+            match self.client.next_event_within(patience)? {
+                Some(Reply::Snapshot(snapshot)) => return Ok(Some(snapshot)),
+                Some(_) => {}
+                None => {
+                    let pid = self.client.owner_pid();
+                    return Err(Error::failed(format!("the owner (process {pid}), which counted, is gone")));
+                }
+            }
+        }
+    }
+}
+
+/// This process counts.
+struct Local {
+    count: Diag,
+    assembler: Assembler,
+    options: Options,
+    next_at: Instant,
+}
+
+impl Local {
+    fn open(why: Notice, options: Options) -> Result<Self> {
+        Ok(Self {
+            count: Diag::open(why)?,
+            assembler: Assembler::new(cgroup::mount().ok()),
+            options,
+            next_at: Instant::now(),
+        })
+    }
+}
+
+impl Feed for Local {
+    fn next(&mut self) -> Result<Option<Arc<Snapshot>>> {
+        thread::sleep(self.next_at.saturating_duration_since(Instant::now()));
+        self.next_at = (self.next_at + self.options.interval).max(Instant::now());
+        let reading = self.count.read(self.options.connections)?;
+        let snapshot = self.assembler.snapshot(&reading, Limits::default(), self.options.connections);
+        Ok(Some(Arc::new(snapshot)))
+    }
+}
