@@ -217,7 +217,129 @@ pub const RECORD_LISTENER: u32 = 4;
 /// The flow follows the level of its limits by itself.
 pub const RECORD_FOLLOWS: u32 = 8;
 
+/// Processes that can be told apart by the monitor at the same time; what others move is [`OTHER`]'s.
+pub const MAX_COUNTED: u32 = 65_536;
+
+/// A process, told from any other, also from a later one of the same id. Key of map `TOTALS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CountKey {
+    /// Its tgid in the initial PID namespace; 0: nobody, see [`OTHER_KEY`] and [`KERNEL_KEY`].
+    pub tgid: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// When its main thread started, CLOCK_BOOTTIME ns.
+    pub start_ns: u64,
+}
+
+/// Owner of a socket of which nobody knows whose it is.
+pub const OTHER_KEY: CountKey = CountKey { tgid: 0, reserved: 0, start_ns: 0 };
+/// Owner of the kernel's own sockets.
+pub const KERNEL_KEY: CountKey = CountKey { tgid: 0, reserved: 0, start_ns: 1 };
+
+/// Bytes of a process whose sockets are gone, or were handed on; and who it was. Map `TOTALS`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ProcessCount {
+    /// IP bytes received, as on the wire. May be less than zero for a moment, wrapping.
+    pub rx_bytes: u64,
+    /// The same, sent.
+    pub tx_bytes: u64,
+    /// Id of its cgroup; 0: unknown.
+    pub cgroup: u64,
+    /// Its parent.
+    pub parent: u32,
+    /// Its real user.
+    pub uid: u32,
+    /// Its name, zero-ended; empty: unknown.
+    pub comm: [u64; 2],
+}
+
+/// Who owns a socket (`SK_STORAGE` map `OWNERS`).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketOwner {
+    /// The process.
+    pub process: CountKey,
+    /// Address of the socket that the process was found to own. Another one's: this socket was accepted, has
+    /// inherited the entry from its listener, and was used by nobody yet.
+    pub socket: u64,
+    /// 1: a part of a multipath connection; its bytes are counted with the whole.
+    pub is_subflow: u64,
+}
+
+/// What a socket has moved (`SK_STORAGE` map `COUNTS`, which an accepted socket does not inherit).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketCount {
+    /// IP bytes received, as on the wire, since they were last given to its owner. May be less than zero for
+    /// a moment, wrapping.
+    pub rx_bytes: u64,
+    /// The same, sent.
+    pub tx_bytes: u64,
+    /// What its owners were given before.
+    pub past_rx_bytes: u64,
+    /// The same, sent.
+    pub past_tx_bytes: u64,
+}
+
+/// Index in map `SPARE`: bytes of ended sockets of the kernel's own.
+pub const KERNEL: u32 = 0;
+/// Index in map `SPARE`: bytes of ended sockets of unknown owners, and of processes for which there was no room.
+pub const OTHER: u32 = 1;
+
+/// Bytes that belong to no process's entry. Map `SPARE`, two entries.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpareCount {
+    /// IP bytes received.
+    pub rx_bytes: u64,
+    /// IP bytes sent.
+    pub tx_bytes: u64,
+    /// How often there was no room for a process, or for a socket.
+    pub overflows: u64,
+}
+
+/// A line of the iterator over counted sockets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CountRecord {
+    /// The kernel's cookie of the socket.
+    pub cookie: u64,
+    /// Who owns it.
+    pub owner: CountKey,
+    /// Its bytes.
+    pub count: SocketCount,
+    /// Own address, as IPv6 (IPv4: the first four bytes).
+    pub local: [u64; 2],
+    /// The peer's.
+    pub remote: [u64; 2],
+    /// Own port.
+    pub local_port: u16,
+    /// The peer's, big-endian.
+    pub remote_port: u16,
+    /// AF_INET or AF_INET6.
+    pub family: u16,
+    /// IP protocol number.
+    pub protocol: u16,
+    /// Its state, as in the kernel's include/net/tcp_states.h.
+    pub state: u32,
+    /// Smoothed round trip, eighths of a µs; TCP only.
+    pub srtt: u32,
+    /// Segments sent again; TCP only.
+    pub retransmits: u32,
+    /// 1: a descriptor of some process leads to it.
+    pub has_file: u32,
+}
+
 const _: () = {
+    assert!(size_of::<CountKey>() == 16);
+    assert!(size_of::<ProcessCount>() == 48);
+    assert!(size_of::<SocketOwner>() == 32);
+    assert!(size_of::<SocketCount>() == 32);
+    assert!(size_of::<SpareCount>() == 24);
+    assert!(size_of::<CountRecord>() == 112);
+
     assert!(size_of::<CgroupThrottleConfig>() == 32);
     assert!(size_of::<TokenBucket>() == 96);
     assert!(size_of::<ThrottleStats>() == 48);
@@ -250,4 +372,10 @@ mod pod {
     unsafe impl aya::Pod for State {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Lost {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for CountKey {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ProcessCount {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for SpareCount {}
 }

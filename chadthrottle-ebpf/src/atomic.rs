@@ -2,7 +2,7 @@
 
 use core::intrinsics::{
     AtomicOrdering::{Relaxed, SeqCst},
-    atomic_cxchg, atomic_xadd,
+    atomic_cxchg, atomic_xadd, atomic_xchg,
 };
 
 use chadthrottle_common::bucket::Word;
@@ -15,6 +15,16 @@ use chadthrottle_common::bucket::Word;
 pub unsafe fn add(counter: *mut u64, amount: u64) {
     // SAFETY: the caller's.
     unsafe { atomic_xadd::<u64, u64, { Relaxed }>(counter, amount) };
+}
+
+/// Takes the value and leaves `new`; for kernels since 5.12.
+///
+/// # Safety
+/// `word` points into a map value.
+#[inline(always)]
+pub unsafe fn swap(word: *mut u64, new: u64) -> u64 {
+    // SAFETY: the caller's.
+    unsafe { atomic_xchg::<u64, { SeqCst }>(word, new) }
 }
 
 /// A bucket's virtual time in a map value. `CAS`: whether the kernel has compare-and-swap (5.12);

@@ -4,6 +4,7 @@
 //! - [`pacing`]: TCP sends no faster than the limit, so that nothing need be refused.
 //! - [`tracking`]: which processes are limited: fork and exit.
 //! - [`sockets`]: which sockets those processes own: at birth, open already, in use.
+//! - [`count`]: what every process moves, for the monitor.
 //! - [`maps`], [`atomic`], [`kernel`]: maps, atomics on map values, fields of kernel objects.
 //!
 //! Rules: a packet without a tag passes; every failure passes; no slice indexing and no division by
@@ -14,11 +15,12 @@
 #![allow(internal_features)] // the atomics: core::sync::atomic has no read-modify-write on this target
 
 mod atomic;
+mod count;
 mod kernel;
 mod limit;
 mod maps;
-mod packet;
 mod pacing;
+mod packet;
 mod sockets;
 mod tracking;
 

@@ -3,13 +3,13 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_sk_storage_get},
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_sk_storage_delete, bpf_sk_storage_get},
     macros::{btf_map, map},
-    maps::{Array, HashMap, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use chadthrottle_common::abi::{
-    CgroupThrottleConfig, Flow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag, ThrottleStats,
-    TokenBucket,
+    CgroupThrottleConfig, CountKey, Flow, Lost, MAX_COUNTED, MAX_LIMITS, MAX_PROCESSES, ProcessCount,
+    ProcessEntry, SocketCount, SocketOwner, SpareCount, State, Tag, ThrottleStats, TokenBucket,
 };
 
 /// BTF definition of a BPF_MAP_TYPE_SK_STORAGE map with flags of one's own.
@@ -44,6 +44,17 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
         unsafe { bpf_sk_storage_get(map, socket, ptr::null_mut(), flags).cast::<T>().as_mut() }
     }
 
+    /// Takes it off the socket.
+    ///
+    /// # Safety
+    /// `socket` is a socket the verifier knows.
+    #[inline(always)]
+    pub unsafe fn delete(&self, socket: *mut c_void) {
+        let map = ptr::from_ref(self).cast_mut().cast();
+        // SAFETY: the loader replaces the address by the map.
+        unsafe { bpf_sk_storage_delete(map, socket) };
+    }
+
     /// What the socket carries.
     ///
     /// # Safety
@@ -73,6 +84,23 @@ pub static TAGS: SocketStorage<Tag, 0x201> = SocketStorage::new();
 /// BPF_F_NO_PREALLOC: what was done to one connection says nothing about those accepted from it.
 #[btf_map]
 pub static FLOWS: SocketStorage<Flow, 0x1> = SocketStorage::new();
+
+/// As [`TAGS`]: an accepted socket inherits its listener's owner, until somebody uses it.
+#[btf_map]
+pub static OWNERS: SocketStorage<SocketOwner, 0x201> = SocketStorage::new();
+
+/// As [`FLOWS`].
+#[btf_map]
+pub static COUNTS: SocketStorage<SocketCount, 0x1> = SocketStorage::new();
+
+/// BPF_F_NO_PREALLOC: takes no memory while nobody monitors.
+#[map]
+pub static TOTALS: HashMap<CountKey, ProcessCount> = HashMap::with_max_entries(MAX_COUNTED, 1);
+#[map]
+pub static SPARE: Array<SpareCount> = Array::with_max_entries(2, 0);
+/// Bytes of all packets at the hooks but those of loopback: received, sent.
+#[map]
+pub static WIRED: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
 
 #[map]
 pub static CGROUP_CONFIGS: HashMap<u64, [CgroupThrottleConfig; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);

@@ -10,8 +10,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SockContext},
 };
 use chadthrottle_common::abi::{
-    MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord,
-    TAG_LISTENER, TAG_SHARED, Tag,
+    MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_SHARED, RECORD_WAS_UNTAGGED,
+    SocketRecord, TAG_LISTENER, TAG_SHARED, Tag,
 };
 
 use crate::{
@@ -20,8 +20,8 @@ use crate::{
     maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, live_state, note_protocol},
 };
 
-const AF_INET: u16 = 2;
-const AF_INET6: u16 = 10;
+pub const AF_INET: u16 = 2;
+pub const AF_INET6: u16 = 10;
 const TCP_LISTEN: u8 = 10;
 
 #[inline(always)]
@@ -57,7 +57,7 @@ pub fn tag_new_socket(ctx: SockContext) -> i32 {
 
 #[repr(C)]
 pub struct IterMeta {
-    seq: *mut seq_file,
+    pub seq: *mut seq_file,
     session: u64,
     number: u64,
 }
@@ -65,9 +65,9 @@ pub struct IterMeta {
 #[repr(C)]
 pub struct TaskFileContext {
     meta: *mut IterMeta,
-    task: *mut c_void,
+    pub task: *mut c_void,
     fd: u32,
-    file: *mut file,
+    pub file: *mut file,
 }
 
 /// Whether the tag's owner is limited and still the process it was.
