@@ -70,18 +70,27 @@ impl<'a> Machine<'a> {
         Ok(found)
     }
 
-    /// Fails when there is more than before.
+    /// Fails when something stays that was not there before. What others make meanwhile, and what cannot be told
+    /// from ours while they are at it, is not there at every look.
     pub fn ensure_restored(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            let now = Self::look(&self.namespaces)?;
-            let left: Vec<_> = now.found.difference(&self.found).map(String::as_str).collect();
-            if left.is_empty() {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "left behind: {}", left.join(", "));
+        let mut left = self.new_since()?;
+        while !left.is_empty() {
+            ensure!(
+                Instant::now() < deadline,
+                "left behind: {}",
+                left.into_iter().collect::<Vec<_>>().join(", ")
+            );
             thread::sleep(Duration::from_millis(50));
+            let now = self.new_since()?;
+            left.retain(|one| now.contains(one));
         }
+        Ok(())
+    }
+
+    fn new_since(&self) -> Result<BTreeSet<String>> {
+        let now = Self::look(&self.namespaces)?;
+        Ok(now.found.difference(&self.found).cloned().collect())
     }
 }
 
