@@ -52,8 +52,10 @@ pub struct Facts {
     pub parent: u32,
     /// Its name: at most 15 bytes, any but zero.
     pub comm: Vec<u8>,
-    /// `None`: a kernel thread, or hidden from us.
+    /// `None`: it has none (any more), or it is hidden from us.
     pub exe: Option<Executable>,
+    /// Nobody tells us what it runs.
+    pub is_hidden: bool,
     /// Real user id.
     pub uid: u32,
     /// Where it is in each hierarchy.
@@ -76,12 +78,14 @@ impl Facts {
         comm.pop();
         // There is none without CONFIG_CGROUPS.
         let cgroups = read(&folder.join("cgroup"))?.unwrap_or_default();
+        let exe = executable(&folder.join("exe"));
         let facts = Self {
             pid,
             start_time: stat.start_time,
             parent: stat.parent,
             comm,
-            exe: executable(&folder.join("exe")),
+            is_hidden: exe.as_ref().is_err_and(|cause| cause.kind() == io::ErrorKind::PermissionDenied),
+            exe: exe.ok(),
             uid,
             cgroups: memberships(&String::from_utf8_lossy(&cgroups)),
         };
@@ -89,12 +93,14 @@ impl Facts {
         Ok(process::lives(proc, pid, stat.start_time)?.then_some(facts))
     }
 
-    /// All processes that can be seen. Those that come or go meanwhile may be missing.
+    /// All processes that can be seen, without the kernel's own threads, which have no sockets. Those that come or go meanwhile may be missing.
     pub fn all(proc: &Path) -> Result<Vec<Self>> {
         let mut found = Vec::new();
         for pid in process::all(proc)? {
             // One that can't be read is hidden from us.
-            if let Ok(Some(facts)) = Self::read(proc, pid) {
+            if !process::is_kernel_thread(proc, pid)
+                && let Ok(Some(facts)) = Self::read(proc, pid)
+            {
                 found.push(facts);
             }
         }
@@ -127,14 +133,14 @@ fn ids(status: &[u8]) -> Option<(u32, u32)> {
     Some((first("Uid:")?, first("Tgid:")?))
 }
 
-fn executable(link: &Path) -> Option<Executable> {
-    let target = fs::read_link(link).ok()?;
+fn executable(link: &Path) -> io::Result<Executable> {
+    let target = fs::read_link(link)?;
     let bytes = target.as_os_str().as_bytes();
     let file = fs::metadata(link).ok().map(|meta| (meta.dev(), meta.ino()));
     // A file may really have such a name; then it is where the link says.
     let gone =
         bytes.strip_suffix(DELETED).filter(|_| identity(&target).is_none_or(|there| Some(there) != file));
-    Some(match gone {
+    Ok(match gone {
         Some(path) => Executable { path: OsStr::from_bytes(path).into(), deleted: true, file },
         None => Executable { path: target, deleted: false, file },
     })
@@ -214,7 +220,7 @@ pub(super) mod tests {
         proc.add(7, 3, b"a (b\n) c", "/no/such/exe (deleted)", 1000, cgroups);
         let facts = Facts::read(proc.path(), 7).unwrap().unwrap();
         assert_eq!((facts.pid, facts.start_time, facts.parent, facts.uid), (7, 700, 3, 1000));
-        assert_eq!(facts.comm, b"a (b\n) c");
+        assert_eq!((facts.comm.as_slice(), facts.is_hidden), (&b"a (b\n) c"[..], false));
         let exe = facts.exe.clone().unwrap();
         assert_eq!((exe.path.to_str(), exe.deleted, exe.name()), (Some("/no/such/exe"), true, &b"exe"[..]));
         assert_eq!(facts.cgroup(), Some("/user.slice"));

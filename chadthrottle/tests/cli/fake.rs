@@ -181,7 +181,7 @@ fn snapshot(elapsed: f64) -> Snapshot {
 }
 
 fn name_of(target: &Target) -> String {
-    let (Target::Pid(pid) | Target::Tree(pid)) = target;
+    let Some(pid) = target.pid() else { return String::new() };
     fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim_end().to_owned()).unwrap_or_default()
 }
 

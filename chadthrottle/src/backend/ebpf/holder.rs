@@ -222,9 +222,7 @@ impl Holder {
         let read = |cause| Error::caused(Kind::Failed, format!("use the eBPF map {CONFIGS}"), &cause);
         let mut pair = configs.get(&key, 0).map_err(read)?;
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
-        let pid = held.targets.first().map_or(0, |target| match *target {
-            Target::Pid(pid) | Target::Tree(pid) => pid,
-        });
+        let pid = held.targets.first().and_then(Target::pid).unwrap_or(0);
         pair[direction.index()] =
             CgroupThrottleConfig { cgroup_id: key, rate_bps: rate, burst_size: capacity, pid, flags: 0 };
         configs.insert(key, pair, 0).map_err(read)?;
