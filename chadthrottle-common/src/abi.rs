@@ -264,9 +264,14 @@ pub struct SocketOwner {
     /// Address of the socket that the process was found to own. Another one's: this socket was accepted, has
     /// inherited the entry from its listener, and was used by nobody yet.
     pub socket: u64,
-    /// 1: a part of a multipath connection; its bytes are counted with the whole.
-    pub is_subflow: u64,
+    /// `PART` bits; 0: it is no part of a multipath connection, or inherited the entry from one.
+    pub part: u64,
 }
+
+/// A part of a multipath connection: it belongs to who owns the whole.
+pub const PART: u64 = 1;
+/// Whoever owns the whole has used it.
+pub const PART_USED: u64 = 2;
 
 /// What a socket has moved (`SK_STORAGE` map `COUNTS`, which an accepted socket does not inherit).
 #[repr(C)]
@@ -281,6 +286,8 @@ pub struct SocketCount {
     pub past_rx_bytes: u64,
     /// The same, sent.
     pub past_tx_bytes: u64,
+    /// 1: a part of a multipath connection.
+    pub is_part: u64,
 }
 
 /// Index in map `SPARE`: bytes of ended sockets of the kernel's own.
@@ -330,15 +337,19 @@ pub struct CountRecord {
     pub retransmits: u32,
     /// 1: a descriptor of some process leads to it.
     pub has_file: u32,
+    /// 1: a part of a multipath connection.
+    pub is_part: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 const _: () = {
     assert!(size_of::<CountKey>() == 16);
     assert!(size_of::<ProcessCount>() == 48);
     assert!(size_of::<SocketOwner>() == 32);
-    assert!(size_of::<SocketCount>() == 32);
+    assert!(size_of::<SocketCount>() == 40);
     assert!(size_of::<SpareCount>() == 24);
-    assert!(size_of::<CountRecord>() == 112);
+    assert!(size_of::<CountRecord>() == 128);
 
     assert!(size_of::<CgroupThrottleConfig>() == 32);
     assert!(size_of::<TokenBucket>() == 96);

@@ -19,8 +19,8 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SkBuffContext, SockContext},
 };
 use chadthrottle_common::abi::{
-    CountKey, CountRecord, DOWNLOAD, KERNEL, KERNEL_KEY, OTHER, OTHER_KEY, ProcessCount, SocketCount,
-    SocketOwner, SpareCount, UPLOAD,
+    CountKey, CountRecord, DOWNLOAD, KERNEL, KERNEL_KEY, OTHER, OTHER_KEY, PART, PART_USED, ProcessCount,
+    SocketCount, SpareCount, UPLOAD,
 };
 
 use crate::{
@@ -35,16 +35,6 @@ const PASS: i32 = 1;
 const LOOPBACK: u32 = 1;
 const IPPROTO_TCP: u32 = 6;
 const BPF_NOEXIST: u64 = 1;
-
-/// The multipath connection that a socket is a part of, or null.
-#[inline(always)]
-unsafe fn above(socket: *mut c_void) -> *mut c_void {
-    if global::HAVE_MPTCP() == 0 || MPTCP.get(0).is_none_or(|seen| *seen == 0) {
-        return core::ptr::null_mut();
-    }
-    // SAFETY: the caller's: a socket the verifier knows.
-    unsafe { bpf_skc_to_mptcp_sock(socket).cast() }
-}
 
 /// Adds bytes that belong to no process's entry.
 #[inline(always)]
@@ -96,31 +86,54 @@ unsafe fn fold(count: &mut SocketCount, process: &CountKey) {
     }
 }
 
+/// A part of a multipath connection belongs to who owns the whole, which is all that programs see. Asked anew with
+/// every packet, for nobody says when the whole changes hands.
+#[inline(always)]
+unsafe fn follow_whole(socket: *mut bpf_sock, count: &mut SocketCount) {
+    // SAFETY: the caller's: a socket from the context; what is above it is checked for null.
+    unsafe {
+        let whole = bpf_skc_to_mptcp_sock(socket.cast());
+        if whole.is_null() {
+            return;
+        }
+        let Some(owner) = OWNERS.get(whole.cast()) else { return };
+        let Some(part) = OWNERS.get(socket.cast()) else { return };
+        let used = if owner.socket == whole as u64 { PART_USED } else { 0 };
+        if part.process != owner.process {
+            if part.part & PART_USED != 0 {
+                fold(count, &part.process);
+            }
+            part.process = owner.process;
+        }
+        part.part = PART | used;
+    }
+}
+
 /// What a socket is counted in; made with its first packet.
 #[inline(always)]
 unsafe fn count_of(socket: *mut bpf_sock) -> Option<&'static mut SocketCount> {
     // SAFETY: the caller's: a socket from the context.
     unsafe {
-        let socket: *mut c_void = socket.cast();
-        if let Some(count) = COUNTS.get(socket) {
+        let may_be_part = global::HAVE_MPTCP() != 0 && MPTCP.get(0).is_some_and(|seen| *seen != 0);
+        if let Some(count) = COUNTS.get(socket.cast()) {
+            if count.is_part != 0 && may_be_part {
+                follow_whole(socket, count);
+            }
             return Some(count);
         }
-        let whole = above(socket);
-        if !whole.is_null() {
-            // A connection without multipath that is accepted from a part of a multipath listener inherits this.
-            if OWNERS.get(socket).is_none()
-                && let Some(owner) = OWNERS.get(whole)
-                && let Some(part) = OWNERS.get_or_create(socket)
-            {
-                *part = SocketOwner { process: owner.process, socket: socket as u64, is_subflow: 1 };
-            }
-            return COUNTS.get_or_create(whole);
-        }
+        let count = COUNTS.get_or_create(socket.cast())?;
         // Every socket that is counted is also listed, which goes by owners.
-        if OWNERS.get(socket).is_none() {
-            OWNERS.get_or_create(socket)?;
+        let owner = match OWNERS.get(socket.cast()) {
+            Some(owner) => owner,
+            None => OWNERS.get_or_create(socket.cast())?,
+        };
+        if may_be_part && !bpf_skc_to_mptcp_sock(socket.cast()).is_null() {
+            count.is_part = 1;
+            owner.socket = socket as u64;
+            owner.part = PART;
+            follow_whole(socket, count);
         }
-        COUNTS.get_or_create(socket)
+        Some(count)
     }
 }
 
@@ -157,17 +170,7 @@ unsafe fn count(ctx: &SkBuffContext, direction: usize) {
 pub unsafe fn take_back(socket: *mut bpf_sock, direction: usize, bytes: u64) {
     // SAFETY: the caller's.
     unsafe {
-        let count = match COUNTS.get(socket.cast()) {
-            Some(count) => count,
-            None => {
-                let whole = above(socket.cast());
-                if whole.is_null() {
-                    return;
-                }
-                let Some(count) = COUNTS.get(whole) else { return };
-                count
-            }
-        };
+        let Some(count) = COUNTS.get(socket.cast()) else { return };
         let word = if direction == UPLOAD { &raw mut count.tx_bytes } else { &raw mut count.rx_bytes };
         atomic::add(word, bytes.wrapping_neg());
     }
@@ -274,7 +277,7 @@ unsafe fn adopt(socket: *mut c_void) {
         }
         owner.process = process;
         owner.socket = socket as u64;
-        owner.is_subflow = 0;
+        owner.part = 0;
         know(&process, leader);
     }
 }
@@ -304,19 +307,11 @@ pub fn own_on_tcp_read(ctx: BtfTracePointContext) -> i32 {
 /// The end of a TCP socket, or of a part of a multipath connection.
 #[btf_tracepoint(function = "tcp_destroy_sock")]
 pub fn fold_tcp(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: first argument is the socket; what is above it is checked for null.
+    // SAFETY: first argument is the socket.
     unsafe {
         let socket: *mut c_void = ctx.arg(0);
         if let Some(count) = COUNTS.get(socket)
             && let Some(owner) = OWNERS.get(socket)
-        {
-            fold(count, &owner.process);
-            return 0;
-        }
-        let whole = above(socket);
-        if !whole.is_null()
-            && let Some(count) = COUNTS.get(whole)
-            && let Some(owner) = OWNERS.get(whole)
         {
             fold(count, &owner.process);
         }
@@ -392,9 +387,6 @@ pub fn list_counted(ctx: *mut SocketMapContext) -> i32 {
             return 0;
         }
         let Some(owner) = OWNERS.get(sk) else { return 0 };
-        if owner.is_subflow != 0 && owner.socket == sk as u64 {
-            return 0;
-        }
         let socket: *const c_void = field(sk, global::SK_SOCKET());
         let mut has_file = 0;
         if !socket.is_null() {
@@ -408,7 +400,7 @@ pub fn list_counted(ctx: *mut SocketMapContext) -> i32 {
         let mut record = CountRecord {
             cookie: bpf_get_socket_cookie(sk),
             owner: owner.process,
-            count: SocketCount { rx_bytes: 0, tx_bytes: 0, past_rx_bytes: 0, past_tx_bytes: 0 },
+            count: SocketCount { rx_bytes: 0, tx_bytes: 0, past_rx_bytes: 0, past_tx_bytes: 0, is_part: 0 },
             local: [0; 2],
             remote: [0; 2],
             local_port: field(sk, global::SK_LOCAL_PORT()),
@@ -419,7 +411,12 @@ pub fn list_counted(ctx: *mut SocketMapContext) -> i32 {
             srtt: 0,
             retransmits: 0,
             has_file,
+            is_part: 0,
+            reserved: 0,
         };
+        if owner.part != 0 && owner.socket == sk as u64 {
+            record.is_part = 1;
+        }
         if let Some(count) = COUNTS.get(sk) {
             record.count.rx_bytes = count.rx_bytes;
             record.count.tx_bytes = count.tx_bytes;

@@ -21,9 +21,10 @@ use chadthrottle_common::{
 
 use crate::{
     atomic::{self, MapWord},
+    count::take_back,
     kernel::global,
     maps::{CGROUP_BUCKETS, CGROUP_STATS, EVENTS, MPTCP, TAGS, live_state, resolve},
-    packet, pacing,
+    pacing, packet,
 };
 
 /// Verdicts of cgroup_skb (egress has all of them, ingress the first two).
@@ -263,6 +264,9 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         } else {
             packet.pass_all::<CAS>(&tag.limits)
         };
+        if !passes {
+            take_back(socket, direction, packet.wire.bytes);
+        }
         Some(if passes {
             PASS
         } else if direction == UPLOAD && !is_tcp(socket) {

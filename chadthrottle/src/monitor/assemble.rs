@@ -219,7 +219,7 @@ impl Assembler {
             // A device that was made anew under the same name begins at 0 again.
             let before = account.last;
             if now.rx < before.rx || now.tx < before.tx {
-                *carried = *carried + before.since(account.base);
+                *carried += before.since(account.base);
                 *account = Account { base: Bytes::default(), last: Bytes::default(), round };
             }
             let mut figures = account.enter(now, interval, round);

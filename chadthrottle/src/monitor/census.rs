@@ -30,6 +30,14 @@ struct Known {
     round: u64,
 }
 
+impl Known {
+    /// While a program is being started its name is there before its arguments are.
+    fn is_good(&self, stat: &Stat) -> bool {
+        let process = &self.process;
+        process.name == stat.comm && !process.cmdline.is_empty() && self.read_at.elapsed() < STALE
+    }
+}
+
 /// The processes of the host, as far as somebody asked for them.
 pub struct Census {
     proc: PathBuf,
@@ -76,7 +84,7 @@ impl Census {
         let stat = self.stat(key.pid).filter(|stat| stat.start_time == key.start_time);
         let old = self.known.remove(&key);
         let process = match (stat, old) {
-            (Some(stat), Some(old)) if old.process.name == stat.comm && old.read_at.elapsed() < STALE => {
+            (Some(stat), Some(old)) if old.is_good(&stat) => {
                 let read_at = old.read_at;
                 let process = Process { parent: stat.parent, alive: !stat.is_zombie(), ..old.process };
                 self.known.insert(key, Known { process: process.clone(), read_at, round });
@@ -92,7 +100,7 @@ impl Census {
                 process
             }
             (None, Some(old)) => Process { alive: false, ..old.process },
-            (None, None) => self.from_trace(key, trace),
+            (None, None) => self.traced(key, trace),
         };
         self.known.insert(key, Known { process: process.clone(), read_at: Instant::now(), round });
         process
@@ -155,7 +163,7 @@ impl Census {
         process
     }
 
-    fn from_trace(&mut self, key: ProcessKey, trace: Option<&Trace>) -> Process {
+    fn traced(&mut self, key: ProcessKey, trace: Option<&Trace>) -> Process {
         let mut process = Process { pid: key.pid, start_time: key.start_time, ..Process::default() };
         if let Some(trace) = trace {
             process.name = trace.name.clone();
@@ -230,7 +238,7 @@ mod tests {
         let mut seen = census.look(key, None);
         // Between fork and exec it still is the test.
         for _ in 0..200 {
-            if seen.name == "sleep" {
+            if seen.name == "sleep" && !seen.cmdline.is_empty() {
                 break;
             }
             std::thread::sleep(Duration::from_millis(5));

@@ -5,6 +5,7 @@
 //! - [`reading`]: what was counted up to a moment, whoever counted.
 //! - [`diag`]: counts by asking the kernel for its TCP sockets; takes no right.
 //! - [`wire`]: counts by eBPF programs, every packet.
+//! - [`rest`]: what no socket moved.
 //! - [`census`]: what processes are called, who they belong to.
 //! - [`assemble`]: readings become snapshots: totals, rates, rows that ended.
 //! - [`live`]: the feed of this host.
@@ -16,4 +17,5 @@ pub mod feed;
 pub mod live;
 pub mod reading;
 pub mod recording;
+pub mod rest;
 pub mod wire;

@@ -17,7 +17,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 
 use super::protocol::{MonitorRequest, Reply};
 use crate::{
-    backend::Site,
+    backend::{Site, ebpf},
     engine::ClientId,
     error::{Context, Error, Kind, Result},
     kernel::cgroup,
@@ -67,7 +67,7 @@ struct Counting {
     ready: Arc<EventFd>,
     thread: Option<JoinHandle<()>>,
     /// Programs are attached as long as this lives; `None`: none are.
-    _programs: Option<wire::Attached>,
+    _programs: Option<ebpf::Counting>,
 }
 
 /// All clients that monitor.

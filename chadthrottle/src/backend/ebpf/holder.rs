@@ -23,7 +23,7 @@ use crate::{
     backend::{Applied, Site},
     error::{Error, Kind, Result},
     kernel::{
-        bpf::{self, Events, Loaded},
+        bpf::{self, Events, Loaded, counters::Taps},
         cgroup, clock, fault, process,
     },
     model::{Counters, Direction, Escape, Limit, LimitId, PerDirection, Target},
@@ -93,12 +93,21 @@ pub(super) struct Holder {
     retired: Vec<(Instant, u64)>,
     /// Limits that are over, whose processes still name them.
     leaving: HashSet<u64>,
+    /// The programs that limit are attached.
+    equipped: bool,
     pub look: Option<Look>,
 }
 
 impl Holder {
-    /// Loads and attaches everything. Nothing is limited yet.
+    /// Loads and attaches everything that limits take. Nothing is limited yet.
     pub fn open(site: &Site) -> Result<Self> {
+        let mut holder = Self::open_bare(site)?;
+        holder.equip()?;
+        Ok(holder)
+    }
+
+    /// Without the programs that limit: enough to count.
+    pub fn open_bare(site: &Site) -> Result<Self> {
         if !process::in_initial_pid_namespace()? {
             return Err(Error::new(
                 Kind::NoBackend,
@@ -107,9 +116,8 @@ impl Holder {
             ));
         }
         let cgroup = cgroup::attach_point(site.cgroup_root.as_deref())?;
-        let mut loaded = bpf::load_ebpf_program()?;
+        let mut loaded = bpf::load_maps()?;
         let events = loaded.take_events()?;
-        loaded.attach(&cgroup)?;
         let mut holder = Self {
             loaded,
             events,
@@ -123,10 +131,30 @@ impl Holder {
             held: BTreeMap::new(),
             retired: Vec::new(),
             leaving: HashSet::new(),
+            equipped: false,
             look: None,
         };
         holder.renew()?;
         Ok(holder)
+    }
+
+    /// Loads and attaches the programs that limit, if that is not done yet.
+    pub fn equip(&mut self) -> Result<()> {
+        if !self.equipped {
+            self.loaded.load_programs()?;
+            self.loaded.attach(&self.cgroup)?;
+            self.equipped = true;
+        }
+        Ok(())
+    }
+
+    pub fn start_counting(&mut self) -> Result<(Taps, Vec<String>)> {
+        self.loaded.start_counting(&self.cgroup)
+    }
+
+    /// Whether all processes' packets pass where the programs are attached.
+    pub fn sees_all(&self) -> bool {
+        self.cgroup == self.mount
     }
 
     pub fn is_at(&self, site: &Site) -> bool {

@@ -16,6 +16,7 @@ use std::{
 use super::{Applied, Backend, Checked, Driver, Priority, Site};
 use crate::{
     error::Result,
+    kernel::bpf::counters::Taps,
     model::{Counters, Direction, Limit, LimitId},
 };
 
@@ -61,18 +62,53 @@ thread_local! {
     static OPEN: RefCell<Weak<RefCell<Holder>>> = const { RefCell::new(Weak::new()) };
 }
 
+/// The holder at work there, or a bare one.
+fn holder(site: &Site) -> Result<Rc<RefCell<Holder>>> {
+    OPEN.with_borrow_mut(|open| match open.upgrade().filter(|holder| holder.borrow().is_at(site)) {
+        Some(holder) => Ok(holder),
+        None => {
+            let holder = Rc::new(RefCell::new(Holder::open_bare(site)?));
+            *open = Rc::downgrade(&holder);
+            Ok(holder)
+        }
+    })
+}
+
 impl OneDirection {
     fn open(site: &Site, direction: Direction) -> Result<Self> {
-        let holder =
-            OPEN.with_borrow_mut(|open| match open.upgrade().filter(|holder| holder.borrow().is_at(site)) {
-                Some(holder) => Ok(holder),
-                None => {
-                    let holder = Rc::new(RefCell::new(Holder::open(site)?));
-                    *open = Rc::downgrade(&holder);
-                    Ok(holder)
-                }
-            })?;
+        let holder = holder(site)?;
+        holder.borrow_mut().equip()?;
         Ok(Self { holder, direction })
+    }
+}
+
+/// The programs that count, as long as this lives. They are of one piece with those that limit, so that what a
+/// limit refuses is not counted.
+pub struct Counting(Rc<RefCell<Holder>>);
+
+/// What [`count`] gives.
+pub struct Counted {
+    /// Keeps the programs attached.
+    pub counting: Counting,
+    /// What to read by.
+    pub taps: Taps,
+    /// What this kernel lacks, and what that costs.
+    pub lacks: Vec<String>,
+    /// Whether the packets of all processes of the host are seen.
+    pub sees_all: bool,
+}
+
+/// Begins to count what every process moves.
+pub fn count(site: &Site) -> Result<Counted> {
+    let holder = holder(site)?;
+    let (taps, lacks) = holder.borrow_mut().start_counting()?;
+    let sees_all = holder.borrow().sees_all();
+    Ok(Counted { counting: Counting(holder), taps, lacks, sees_all })
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        self.0.borrow_mut().loaded.stop_counting();
     }
 }
 

@@ -17,6 +17,7 @@ use chadthrottle_common::abi::{BucketChange, Event, SocketRecord};
 use super::{btf::Btf, caps};
 use crate::error::{Context, Error, Kind, Result};
 
+pub mod counters;
 pub mod sys;
 pub use sys::CgroupHook;
 
@@ -55,13 +56,21 @@ pub struct Loaded {
     ingress: &'static str,
     /// What this kernel lacks, and what that costs.
     pub degraded: Vec<String>,
+    counters: counters::Counters,
 }
 
-/// Loads the maps and programs into the kernel; attaches nothing.
+/// Loads the maps and the programs of limits into the kernel; attaches nothing.
 ///
 /// # Errors
 /// [`Kind::NotPermitted`] naming the capability, [`Kind::NoBackend`] naming what the kernel lacks.
 pub fn load_ebpf_program() -> Result<Loaded> {
+    let mut loaded = load_maps()?;
+    loaded.load_programs()?;
+    Ok(loaded)
+}
+
+/// [`load_ebpf_program`] without the programs.
+pub fn load_maps() -> Result<Loaded> {
     caps::require("loading eBPF programs", &caps::FOR_EBPF)?;
     // Before 5.11 maps count as locked memory. Where it can't be raised, loading says so.
     let _ = nix::sys::resource::setrlimit(
@@ -70,10 +79,13 @@ pub fn load_ebpf_program() -> Result<Loaded> {
         nix::sys::resource::RLIM_INFINITY,
     );
     let kernel = Btf::from_kernel()?;
-    let offsets = FIELDS
+    let mut offsets = FIELDS
         .iter()
         .map(|(global, name, path)| Ok((*global, kernel.offset(name, path)?)))
         .collect::<Result<Vec<_>>>()?;
+    // Without one of these only the monitor has to do with less.
+    let (known, unknown) = counters::offsets(&kernel);
+    offsets.extend(known);
     let have_mptcp = u32::from(has_helper(MPTCP_HELPER));
     let mut loader = EbpfLoader::new();
     for (name, offset) in &offsets {
@@ -82,15 +94,15 @@ pub fn load_ebpf_program() -> Result<Loaded> {
     loader.override_global("HAVE_MPTCP", &have_mptcp, true);
     let ebpf =
         loader.load(OBJECT).map_err(|cause| Error::caused(Kind::NoBackend, "load the eBPF maps", &cause))?;
-    let mut loaded = Loaded {
+    let loaded = Loaded {
         ebpf,
         links: Vec::new(),
         adopting: false,
         egress: "limit_egress",
         ingress: "limit_ingress",
         degraded: Vec::new(),
+        counters: counters::Counters::new(unknown),
     };
-    loaded.load_programs()?;
     super::fault::point("ebpf.loaded");
     Ok(loaded)
 }
@@ -140,7 +152,8 @@ pub fn check_ebpf_support() -> Result<()> {
 }
 
 impl Loaded {
-    fn load_programs(&mut self) -> Result<()> {
+    /// Loads the programs of limits, if they are not loaded yet.
+    pub fn load_programs(&mut self) -> Result<()> {
         let types = AyaBtf::from_sys_fs()
             .map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
         for name in NEEDED {
@@ -187,7 +200,7 @@ impl Loaded {
             Program::CgroupSkb(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
             Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
-            Program::Iter(program) => program.load("task_file", types),
+            Program::Iter(program) => program.load(counters::iterates_over(name), types),
             Program::SockOps(program) => program.load(),
             _ => return Err(Error::failed(format!("the eBPF object's program {name} has an unknown type"))),
         };
@@ -305,9 +318,9 @@ impl Loaded {
         }
     }
 
-    /// Ids of our limiters.
+    /// Ids of our programs at packets.
     pub fn limiter_ids(&self) -> Vec<u32> {
-        [self.egress, self.ingress]
+        [self.egress, self.ingress, counters::EGRESS, counters::INGRESS]
             .iter()
             .filter_map(|name| self.ebpf.program(name))
             .filter_map(|program| match program {
@@ -402,8 +415,9 @@ fn tracepoint_of(program: &str) -> &'static str {
     match program {
         "follow_fork" => "sched_process_fork",
         "follow_exit" => "sched_process_exit",
-        "adopt_on_send" => "sock_send_length",
-        "adopt_on_receive" => "sock_recv_length",
+        "adopt_on_send" | "own_on_send" => "sock_send_length",
+        "adopt_on_receive" | "own_on_receive" => "sock_recv_length",
+        "fold_tcp" => "tcp_destroy_sock",
         _ => "tcp_rcv_space_adjust",
     }
 }
@@ -428,7 +442,10 @@ fn refusal(name: &str, cause: &ProgramError) -> Error {
     let said = lines
         .iter()
         .find(|line| line.contains("unknown func") || line.contains("invalid func"))
-        .or_else(|| lines.iter().rev().find(|line| !line.starts_with("processed ")))
+        .or_else(|| {
+            let statistics = ["processed ", "stack depth ", "verification time "];
+            lines.iter().rev().find(|line| !statistics.iter().any(|start| line.starts_with(start)))
+        })
         .copied()
         .unwrap_or("nothing");
     Error::caused(Kind::NoBackend, format!("load eBPF program {name}: the verifier says '{said}'"), io_error)

@@ -27,6 +27,8 @@ pub enum CgroupHook {
     SocketCreate = 2,
     /// Connections of the cgroup's sockets.
     SocketOps = 3,
+    /// Sockets of the cgroup that nobody holds any more.
+    SocketRelease = 34,
 }
 
 #[repr(C)]
@@ -49,6 +51,14 @@ struct TaskInfo {
     pid: u32,
     pid_fd: u32,
     pad: u32,
+}
+
+/// The same, its `map` arm (5.9).
+#[repr(C)]
+#[derive(Default)]
+struct MapInfo {
+    map_fd: u32,
+    pad: [u32; 3],
 }
 
 #[repr(C)]
@@ -155,6 +165,16 @@ pub fn open_task_iterator(program: BorrowedFd<'_>, tgid: Option<u32>) -> io::Res
     let mut info = TaskInfo { pid: tgid.unwrap_or(0), ..TaskInfo::default() };
     let (iter_info, iter_info_len) =
         if tgid.is_some() { ((&raw mut info) as u64, size_of::<TaskInfo>() as u32) } else { (0, 0) };
+    open_iterator(program, iter_info, iter_info_len)
+}
+
+/// Opens an iterator over the elements of a map.
+pub fn open_map_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<File> {
+    let mut info = MapInfo { map_fd: map.as_raw_fd() as u32, pad: [0; 3] };
+    open_iterator(program, (&raw mut info) as u64, size_of::<MapInfo>() as u32)
+}
+
+fn open_iterator(program: BorrowedFd<'_>, iter_info: u64, iter_info_len: u32) -> io::Result<File> {
     let link = bpf_fd(
         BPF_LINK_CREATE,
         &mut LinkCreate {
@@ -293,6 +313,7 @@ pub fn read_hash<K: aya::Pod + Default, V: aya::Pod + Default>(
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+const BPF_MAP_LOOKUP_AND_DELETE_ELEM: libc::c_int = 21;
 
 #[repr(C)]
 #[derive(Default)]
@@ -302,6 +323,42 @@ struct Element {
     key: u64,
     value: u64,
     flags: u64,
+}
+
+/// The value of a key in a map that has one for all processors; `None`: there is none.
+pub fn lookup<K: aya::Pod, V: aya::Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = V::default();
+    Ok(element(BPF_MAP_LOOKUP_ELEM, map, std::ptr::from_ref(key) as u64, (&raw mut value) as u64)?
+        .then_some(value))
+}
+
+/// [`lookup`], and takes it out of the hash map (5.14).
+pub fn take<K: aya::Pod, V: aya::Pod + Default>(map: BorrowedFd<'_>, key: &K) -> io::Result<Option<V>> {
+    let mut value = V::default();
+    let key = std::ptr::from_ref(key) as u64;
+    Ok(element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, map, key, (&raw mut value) as u64)?.then_some(value))
+}
+
+/// Sum over all processors of an element of a per-processor array of u64.
+pub fn lookup_sum(map: BorrowedFd<'_>, index: u32) -> io::Result<u64> {
+    let mut values = vec![0u64; processors()?];
+    element(BPF_MAP_LOOKUP_ELEM, map, (&raw const index) as u64, values.as_mut_ptr() as u64)?;
+    Ok(values.iter().fold(0, |sum, value| sum.wrapping_add(*value)))
+}
+
+/// Processors that could ever be there: how many values an element of a per-processor map has.
+fn processors() -> io::Result<usize> {
+    aya::util::nr_cpus().map_err(|(_, cause)| cause)
+}
+
+/// False: no such key.
+fn element(command: libc::c_int, map: BorrowedFd<'_>, key: u64, value: u64) -> io::Result<bool> {
+    let mut element = Element { map_fd: map.as_raw_fd() as u32, key, value, ..Element::default() };
+    match bpf(command, &mut element) {
+        Ok(_) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// What a socket carries in a socket storage map; `None`: nothing.

@@ -1,0 +1,294 @@
+//! The programs that count for the monitor: loading, attaching, reading. Who reads has descriptors of its own
+//! ([`Taps`]), and may do so on another thread.
+
+use std::{
+    fs::File,
+    io::{self, Read},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    Btf as AyaBtf,
+    maps::Map,
+    programs::{Program, tp_btf::BtfTracePointLink},
+};
+use chadthrottle_common::abi::{CountKey, CountRecord, KERNEL, OTHER, ProcessCount, SpareCount};
+
+use super::{Btf, CgroupHook, Loaded, Plain, attach, read_plain, sys, tracepoint_of};
+use crate::error::{Context, Error, Kind, Result};
+
+pub(super) const EGRESS: &str = "count_egress";
+pub(super) const INGRESS: &str = "count_ingress";
+
+/// Fields whose offsets the programs want: global, struct, path.
+const FIELDS: &[(&str, &str, &str)] = &[
+    ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
+    ("TASK_START", "task_struct", "start_boottime"),
+    ("TASK_COMM", "task_struct", "comm"),
+    ("TASK_PARENT", "task_struct", "real_parent"),
+    ("TASK_CRED", "task_struct", "real_cred"),
+    ("CRED_UID", "cred", "uid"),
+    ("TASK_CGROUPS", "task_struct", "cgroups"),
+    ("CSS_SET_CGROUP", "css_set", "dfl_cgrp"),
+    ("CGROUP_NODE", "cgroup", "kn"),
+    ("NODE_ID", "kernfs_node", "id"),
+    ("SOCKET_FILE", "socket", "file"),
+    ("SK_SOCKET", "sock", "sk_socket"),
+    ("SK_LOCAL", "sock", "__sk_common.skc_rcv_saddr"),
+    ("SK_REMOTE", "sock", "__sk_common.skc_daddr"),
+    ("SK_LOCAL6", "sock", "__sk_common.skc_v6_rcv_saddr"),
+    ("SK_REMOTE6", "sock", "__sk_common.skc_v6_daddr"),
+    ("SK_LOCAL_PORT", "sock", "__sk_common.skc_num"),
+    ("SK_REMOTE_PORT", "sock", "__sk_common.skc_dport"),
+    ("TCP_SRTT", "tcp_sock", "srtt_us"),
+    ("TCP_RETRANSMITS", "tcp_sock", "total_retrans"),
+];
+
+/// Programs without which nothing is counted.
+const NEEDED: &[&str] = &[
+    EGRESS,
+    INGRESS,
+    "own_new_socket",
+    "fold_released",
+    "fold_tcp",
+    "own_open_sockets",
+    "list_counted",
+    "forget_counted",
+];
+
+/// Programs that see who uses a socket, best set first.
+const ADOPTERS: &[&[&str]] = &[&["own_on_send", "own_on_receive"], &["own_on_tcp_read"]];
+
+/// What is there of it.
+pub(super) struct Counters {
+    /// What the kernel's types lack.
+    missing: Vec<String>,
+    /// The set of [`ADOPTERS`] that this kernel takes; `None`: not tried yet.
+    adopters: Option<&'static [&'static str]>,
+    at_cgroup: Vec<OwnedFd>,
+    at_tracepoints: Vec<BtfTracePointLink>,
+}
+
+impl Counters {
+    pub fn new(missing: Vec<String>) -> Self {
+        Self { missing, adopters: None, at_cgroup: Vec::new(), at_tracepoints: Vec::new() }
+    }
+}
+
+/// Offsets by the names of their globals, and what could not be found.
+pub(super) fn offsets(kernel: &Btf) -> (Vec<(&'static str, u32)>, Vec<String>) {
+    let (mut known, mut missing) = (Vec::new(), Vec::new());
+    for (global, name, path) in FIELDS {
+        match kernel.offset(name, path) {
+            Ok(offset) => known.push((*global, offset)),
+            Err(error) => missing.push(error.to_string()),
+        }
+    }
+    (known, missing)
+}
+
+/// What an iterator program goes through.
+pub(super) fn iterates_over(program: &str) -> &'static str {
+    match program {
+        "list_counted" | "forget_counted" => "bpf_sk_storage_map",
+        _ => "task_file",
+    }
+}
+
+impl Plain for CountRecord {}
+
+impl Loaded {
+    /// Loads the programs that count and attaches them. Returns what to read by, and what this kernel lacks.
+    pub fn start_counting(&mut self, cgroup: &Path) -> Result<(Taps, Vec<String>)> {
+        if let Some(missing) = self.counters.missing.first() {
+            return Err(Error::new(Kind::NoBackend, missing.clone()));
+        }
+        let lacks = self.load_counters()?;
+        let attached = self.attach_counters(cgroup).and_then(|()| self.taps());
+        match attached {
+            Ok(taps) => Ok((taps, lacks)),
+            Err(error) => {
+                self.stop_counting();
+                Err(error)
+            }
+        }
+    }
+
+    fn load_counters(&mut self) -> Result<Vec<String>> {
+        let types = AyaBtf::from_sys_fs()
+            .map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
+        for name in NEEDED {
+            self.load_one(name, &types)?;
+        }
+        let set = match self.counters.adopters {
+            Some(set) => set,
+            None => {
+                let takes = |set: &&&[&str]| set.iter().all(|name| self.load_one(name, &types).is_ok());
+                ADOPTERS.iter().find(takes).copied().unwrap_or_default()
+            }
+        };
+        self.counters.adopters = Some(set);
+        Ok(if set == ADOPTERS[0] {
+            Vec::new()
+        } else if set.is_empty() {
+            vec!["bytes of a socket that several processes use go to the one that held it first".into()]
+        } else {
+            vec![
+                "a process that sends before it reads on a socket it inherited is counted for its parent"
+                    .into(),
+            ]
+        })
+    }
+
+    fn attach_counters(&mut self, cgroup: &Path) -> Result<()> {
+        let directory = File::open(cgroup).context(format!("open cgroup {}", cgroup.display()))?;
+        // Whoever uses or ends a socket from now on is seen; only then packets are counted.
+        let adopters = self.counters.adopters.unwrap_or_default();
+        for name in ["fold_tcp"].iter().chain(adopters) {
+            let failed = |cause: &dyn std::error::Error| {
+                Error::caused(Kind::Failed, format!("attach {name} to {}", tracepoint_of(name)), cause)
+            };
+            let Some(Program::BtfTracePoint(program)) = self.ebpf.program_mut(name) else {
+                return Err(Error::failed(format!("the eBPF object has no tracepoint program {name}")));
+            };
+            let link = program.attach().map_err(|cause| failed(&cause))?;
+            let link = program.take_link(link).map_err(|cause| failed(&cause))?;
+            self.counters.at_tracepoints.push(link);
+        }
+        for (name, hook) in [
+            ("fold_released", CgroupHook::SocketRelease),
+            ("own_new_socket", CgroupHook::SocketCreate),
+            (EGRESS, CgroupHook::Egress),
+            (INGRESS, CgroupHook::Ingress),
+        ] {
+            let link = attach(self.program_fd(name)?, &directory, hook)?;
+            self.counters.at_cgroup.push(link);
+        }
+        Ok(())
+    }
+
+    fn map_fd(&self, name: &str) -> Result<OwnedFd> {
+        let map = match self.ebpf.map(name) {
+            Some(Map::HashMap(map) | Map::Array(map) | Map::PerCpuArray(map) | Map::SkStorage(map)) => map,
+            _ => return Err(Error::failed(format!("the eBPF object has no map {name} of its kind"))),
+        };
+        map.fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .context(format!("duplicate the descriptor of the eBPF map {name}"))
+    }
+
+    fn taps(&self) -> Result<Taps> {
+        let program = |name: &str| {
+            let fd = self.program_fd(name)?.try_clone_to_owned();
+            fd.context(format!("duplicate the descriptor of eBPF program {name}"))
+        };
+        let links = self.counters.at_cgroup.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>();
+        Ok(Taps {
+            list: program("list_counted")?,
+            walk: program("own_open_sockets")?,
+            owners: self.map_fd("OWNERS")?,
+            totals: self.map_fd("TOTALS")?,
+            spare: self.map_fd("SPARE")?,
+            wired: self.map_fd("WIRED")?,
+            links: links.context("duplicate the descriptors of eBPF links")?,
+        })
+    }
+
+    /// Detaches the programs that count, and takes what they noted off all sockets.
+    pub fn stop_counting(&mut self) {
+        self.counters.at_cgroup.clear();
+        self.counters.at_tracepoints.clear();
+        let forgotten = self.program_fd("forget_counted").and_then(|program| {
+            let owners = self.map_fd("OWNERS")?;
+            run_over(program, owners.as_fd()).context("take the counts off all sockets")
+        });
+        if let Err(error) = forgotten {
+            tracing::warn!("{error}");
+        }
+        let totals = self.map_fd("TOTALS").and_then(|totals| {
+            let all = sys::read_hash::<CountKey, ProcessCount>(totals.as_fd())
+                .context("read the eBPF map TOTALS")?;
+            for (key, _) in all {
+                // Gone is gone.
+                let _ = sys::take::<CountKey, ProcessCount>(totals.as_fd(), &key);
+            }
+            Ok(())
+        });
+        if let Err(error) = totals {
+            tracing::warn!("{error}");
+        }
+    }
+}
+
+/// Lets an iterator program go through a map; what it writes.
+fn run_over(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    sys::open_map_iterator(program, map)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// What the counts are read by.
+pub struct Taps {
+    list: OwnedFd,
+    walk: OwnedFd,
+    owners: OwnedFd,
+    totals: OwnedFd,
+    spare: OwnedFd,
+    wired: OwnedFd,
+    links: Vec<OwnedFd>,
+}
+
+impl Taps {
+    /// Gives sockets that nobody owns to the first process that holds them.
+    pub fn find_owners(&self) -> Result<()> {
+        let mut nothing = Vec::new();
+        sys::open_task_iterator(self.walk.as_fd(), None)
+            .and_then(|mut iterator| iterator.read_to_end(&mut nothing))
+            .map(drop)
+            .context("walk over the open sockets")
+    }
+
+    /// Every counted socket, each once.
+    pub fn sockets(&self) -> Result<Vec<CountRecord>> {
+        let bytes = run_over(self.list.as_fd(), self.owners.as_fd()).context("list the counted sockets")?;
+        let mut records: Vec<CountRecord> =
+            bytes.chunks_exact(size_of::<CountRecord>()).map(read_plain).collect();
+        // While sockets come and go the walk may meet one twice.
+        records.sort_by_key(|record| record.cookie);
+        records.dedup_by_key(|record| record.cookie);
+        Ok(records)
+    }
+
+    /// What processes were given of sockets that they have no more.
+    pub fn totals(&self) -> Result<Vec<(CountKey, ProcessCount)>> {
+        sys::read_hash(self.totals.as_fd()).context("read the eBPF map TOTALS")
+    }
+
+    /// Takes a process out; what it had.
+    pub fn take_total(&self, key: &CountKey) -> Result<Option<ProcessCount>> {
+        sys::take(self.totals.as_fd(), key).context("take a process out of the eBPF map TOTALS")
+    }
+
+    /// Ended sockets of the kernel, and of unknown owners.
+    pub fn spare(&self) -> Result<(SpareCount, SpareCount)> {
+        let one = |index: u32| -> Result<SpareCount> {
+            let found = sys::lookup(self.spare.as_fd(), &index).context("read the eBPF map SPARE")?;
+            Ok(found.unwrap_or_default())
+        };
+        Ok((one(KERNEL)?, one(OTHER)?))
+    }
+
+    /// IP bytes of all packets that were not loopback's: received, sent.
+    pub fn wired(&self) -> Result<(u64, u64)> {
+        let one = |index| sys::lookup_sum(self.wired.as_fd(), index).context("read the eBPF map WIRED");
+        Ok((one(0)?, one(1)?))
+    }
+
+    /// Whether all programs are still where they were attached.
+    pub fn are_attached(&self) -> bool {
+        // A link that can't be asked is not known to be gone.
+        self.links.iter().all(|link| sys::cgroup_link_is_alive(link.as_fd()).unwrap_or(true))
+    }
+}
