@@ -296,7 +296,15 @@ pub fn own_on_receive(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Where the two above are missing (before 6.3): called when a process has read from a TCP socket.
+/// The two above come when a call is over, which may take long; this comes while TCP takes in what is sent (6.16).
+#[btf_tracepoint(function = "tcp_sendmsg_locked")]
+pub fn own_while_sending(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: first argument is the socket.
+    unsafe { adopt(ctx.arg(0)) };
+    0
+}
+
+/// Where the first two are missing (before 6.3): called when a process has read from a TCP socket.
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub fn own_on_tcp_read(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: first argument is the socket.

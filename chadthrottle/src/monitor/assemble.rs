@@ -341,6 +341,8 @@ mod tests {
             Limits { reports: Vec::new(), members: vec![(LimitId(4), vec![1, me]), (LimitId(5), vec![1])] };
         let snapshot = assembler.snapshot(&reading, limits, false);
         assert_eq!(snapshot.process(key).unwrap().limits, [LimitId(4)]);
+        let keys: std::collections::HashSet<_> = snapshot.processes.iter().map(Process::key).collect();
+        assert_eq!(keys.len(), snapshot.processes.len(), "each once");
         let ancestors = snapshot.processes.len() - 1;
         assert!(ancestors > 0 && snapshot.processes[1..].iter().all(|process| process.is_idle()));
         let started = snapshot.started(snapshot.process(key).unwrap());

@@ -81,12 +81,13 @@ impl Census {
         {
             return known.process.clone();
         }
-        let stat = self.stat(key.pid).filter(|stat| stat.start_time == key.start_time);
+        // A zombie has nothing left to tell.
+        let stat = self.stat(key.pid).filter(|stat| stat.start_time == key.start_time && !stat.is_zombie());
         let old = self.known.remove(&key);
         let process = match (stat, old) {
             (Some(stat), Some(old)) if old.is_good(&stat) => {
                 let read_at = old.read_at;
-                let process = Process { parent: stat.parent, alive: !stat.is_zombie(), ..old.process };
+                let process = Process { parent: stat.parent, ..old.process };
                 self.known.insert(key, Known { process: process.clone(), read_at, round });
                 return process;
             }
@@ -108,20 +109,20 @@ impl Census {
 
     /// The process that has an id now.
     pub fn key_of(&self, pid: u32) -> Option<ProcessKey> {
-        let stat = self.stat(pid)?;
+        let stat = self.stat(pid).filter(|stat| !stat.is_zombie())?;
         Some(ProcessKey { kind: ProcessKind::Process, pid, start_time: stat.start_time })
     }
 
     /// All that are above these, without the machine's first process and its kernel threads' one.
     pub fn ancestors(&mut self, of: &[Process]) -> Vec<Process> {
-        let mut met: HashSet<u32> = of.iter().filter(|process| process.alive).map(|each| each.pid).collect();
+        let mut met: HashSet<ProcessKey> = of.iter().map(Process::key).collect();
         let mut found = Vec::new();
         let mut parents: Vec<u32> = of.iter().map(|process| process.parent).collect();
         while let Some(pid) = parents.pop() {
-            if pid <= 2 || !met.insert(pid) {
+            if pid <= 2 {
                 continue;
             }
-            let Some(key) = self.key_of(pid) else { continue };
+            let Some(key) = self.key_of(pid).filter(|key| met.insert(*key)) else { continue };
             let process = self.look(key, None);
             parents.push(process.parent);
             found.push(process);
@@ -139,7 +140,7 @@ impl Census {
             start_time: key.start_time,
             parent: stat.parent,
             name: stat.comm.clone(),
-            alive: !stat.is_zombie(),
+            alive: true,
             ..Process::default()
         };
         let Ok(Some(facts)) = Facts::read(&self.proc, key.pid) else { return process };

@@ -193,7 +193,11 @@ impl Wire {
             );
         }
         for lack in &self.lacks {
-            say(lack, "this kernel does not tell who sends (sock_send_length, Linux 6.3)".into());
+            say(
+                lack,
+                "this kernel lacks tracepoints (sock_send_length: Linux 6.3, tcp_sendmsg_locked: 6.16)"
+                    .into(),
+            );
         }
         if self.rest.is_none() {
             say(

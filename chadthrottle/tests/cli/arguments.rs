@@ -98,13 +98,13 @@ fn help_offers_what_is_there_and_nothing_else() {
         "explain",
         "doctor",
         "selftest",
+        "monitor",
         "--list-backends",
         "tree:1234",
     ] {
         assert!(help.contains(present), "{present}");
     }
     for absent in [
-        "monitor",
         "completions",
         "man ",
         "--scope",

@@ -40,6 +40,7 @@ pub fn play() -> Option<ExitCode> {
         [WORD, "give", address, socket] => give(address, socket),
         [WORD, "take", socket] => take(socket),
         [WORD, "crowd", sleepers, senders, address] => crowd(sleepers, senders, address),
+        [WORD, ref words @ ..] => crate::exact::play(words)?,
         _ => return None,
     };
     Some(match played {

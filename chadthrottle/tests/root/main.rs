@@ -8,10 +8,12 @@ mod actor;
 mod cleanup;
 mod command;
 mod coverage;
+mod exact;
 mod independence;
 mod instrument;
 mod live;
 mod many;
+mod monitor;
 mod places;
 mod raw;
 mod rights;
@@ -38,6 +40,7 @@ fn main() -> std::process::ExitCode {
         places::trials(),
         rights::trials(),
         many::trials(),
+        monitor::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

@@ -58,7 +58,11 @@ const NEEDED: &[&str] = &[
 ];
 
 /// Programs that see who uses a socket, best set first.
-const ADOPTERS: &[&[&str]] = &[&["own_on_send", "own_on_receive"], &["own_on_tcp_read"]];
+const ADOPTERS: &[&[&str]] = &[
+    &["own_on_send", "own_on_receive", "own_while_sending"],
+    &["own_on_send", "own_on_receive"],
+    &["own_on_tcp_read"],
+];
 
 /// What is there of it.
 pub(super) struct Counters {
@@ -131,6 +135,8 @@ impl Loaded {
         self.counters.adopters = Some(set);
         Ok(if set == ADOPTERS[0] {
             Vec::new()
+        } else if set == ADOPTERS[1] {
+            vec!["when a socket changes hands, the first call that sends on it is counted for who had it before".into()]
         } else if set.is_empty() {
             vec!["bytes of a socket that several processes use go to the one that held it first".into()]
         } else {

@@ -417,6 +417,7 @@ fn tracepoint_of(program: &str) -> &'static str {
         "follow_exit" => "sched_process_exit",
         "adopt_on_send" | "own_on_send" => "sock_send_length",
         "adopt_on_receive" | "own_on_receive" => "sock_recv_length",
+        "own_while_sending" => "tcp_sendmsg_locked",
         "fold_tcp" => "tcp_destroy_sock",
         _ => "tcp_rcv_space_adjust",
     }

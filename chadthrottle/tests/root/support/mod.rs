@@ -4,6 +4,7 @@ mod machine;
 mod network;
 mod pair;
 mod scene;
+pub mod sniff;
 
 pub use chadthrottle::{
     Error, Result,
