@@ -24,6 +24,9 @@ use crate::{
     },
 };
 
+/// How late a snapshot may be: opening a backend for somebody's first limit takes seconds on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What is wanted of a feed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
@@ -80,7 +83,7 @@ impl Owned {
 
 impl Feed for Owned {
     fn next(&mut self) -> Result<Option<Arc<Snapshot>>> {
-        let patience = self.interval * 2 + Duration::from_secs(5);
+        let patience = self.interval + PATIENCE;
         loop {
             match self.client.next_event_within(patience)? {
                 Some(Reply::Snapshot(snapshot)) => return Ok(Some(snapshot)),
