@@ -4,4 +4,5 @@
 
 pub mod abi;
 pub mod bucket;
+pub mod window;
 pub mod wire;

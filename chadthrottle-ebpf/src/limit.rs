@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{
-        BucketChange, DOWNLOAD, EVENT_ACCEPTED, Event, MAX_NESTED, TAG_LISTENER, TAG_SHARED, TAG_TOLD, Tag,
+        BucketChange, CLASS_MAJOR, DOWNLOAD, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER, TAG_SHARED, TAG_TOLD, Tag,
         ThrottleStats, TokenBucket, UPLOAD,
     },
     bucket::{SMALL_PACKET, Word, charge, cost, has_room, ticks},
@@ -21,7 +21,7 @@ use chadthrottle_common::{
 use crate::{
     atomic::{self, MapWord},
     kernel::global,
-    maps::{CGROUP_BUCKETS, CGROUP_STATS, EVENTS, TAGS, live_state, resolve},
+    maps::{CGROUP_BUCKETS, CGROUP_CONFIGS, CGROUP_STATS, EVENTS, TAGS, live_state, resolve},
     packet,
 };
 
@@ -32,7 +32,11 @@ const PASS: i32 = 1;
 const DROP_AND_SLOW_DOWN: i32 = 2;
 
 const IPPROTO_TCP: u32 = 6;
-const TCP_LISTEN: u32 = 10;
+/// State of a listening socket.
+pub const TCP_LISTEN: u32 = 10;
+
+/// Number of the loopback device in every network namespace.
+const LOOPBACK: u32 = 1;
 
 #[inline(always)]
 unsafe fn tag_of(socket: *mut bpf_sock) -> Option<&'static mut Tag> {
@@ -58,13 +62,43 @@ unsafe fn tag_of(socket: *mut bpf_sock) -> Option<&'static mut Tag> {
     }
 }
 
+/// Whether it belongs to a listener that several processes share, and none of them has claimed it yet.
+#[inline(always)]
+fn unclaimed(tag: &Tag) -> bool {
+    let flags = TAG_SHARED | TAG_LISTENER;
+    tag.flags & flags == flags
+}
+
+/// The tag of a socket that limits hold, resolved; `None` when none does.
+///
+/// # Safety
+/// `socket` is a full socket that the verifier knows.
+#[inline(always)]
+pub unsafe fn held_tag(socket: *mut bpf_sock, epoch: u64) -> Option<&'static mut Tag> {
+    // SAFETY: the caller's.
+    let tag = unsafe { tag_of(socket) }?;
+    resolve(tag, epoch);
+    (tag.limits[0] != 0 && !unclaimed(tag)).then_some(tag)
+}
+
+/// Tells the owner at which device a socket's packets arrive, when it is another one than before.
+#[inline(always)]
+fn tell_device(ctx: &SkBuffContext, tag: &mut Tag) {
+    // SAFETY: a field of the context.
+    let device = unsafe { (*ctx.skb.skb).ifindex };
+    if device != tag.told_device && device != LOOPBACK {
+        tag.told_device = device;
+        let _ = EVENTS.output::<Event>(Event { kind: EVENT_DEVICE, tgid: tag.tgid, device, pad: 0 }, 0);
+    }
+}
+
 /// A connection from a listener that several processes share, which none has claimed yet: tells the
 /// owner, once, so that it looks who holds it.
 #[inline(always)]
 fn tell_owner(tag: &mut Tag) {
     if tag.flags & TAG_TOLD == 0 {
         tag.flags |= TAG_TOLD;
-        let _ = EVENTS.output::<Event>(Event { kind: EVENT_ACCEPTED, tgid: tag.tgid }, 0);
+        let _ = EVENTS.output::<Event>(Event { kind: EVENT_ACCEPTED, tgid: tag.tgid, device: 0, pad: 0 }, 0);
     }
 }
 
@@ -92,6 +126,8 @@ struct Packet<'a> {
     wire: Wire,
     /// TCP that may be an acknowledgement, or opens or closes a connection.
     small: bool,
+    /// Class of the queue through which it came; 0: none.
+    class: u32,
 }
 
 /// A limit's bucket, as the packet found it.
@@ -116,9 +152,17 @@ impl Packet<'_> {
         }
     }
 
+    /// Whether the packet came through this very limit's queue: then it has waited its time.
     #[inline(always)]
-    unsafe fn has_room(&self, found: &Found) -> bool {
-        if has_room(found.seen, found.now, 0) {
+    fn was_queued(&self, id: u64) -> bool {
+        // SAFETY: the element is freed only a second after the last tag that names it was resolved anew.
+        self.class != 0
+            && unsafe { CGROUP_CONFIGS.get(id) }.is_some_and(|[_, config]| config.class_id == self.class)
+    }
+
+    #[inline(always)]
+    unsafe fn has_room(&self, id: u64, found: &Found) -> bool {
+        if has_room(found.seen, found.now, 0) || self.was_queued(id) {
             return true;
         }
         // SAFETY: the pointer came from the map in this run.
@@ -136,7 +180,11 @@ impl Packet<'_> {
         unsafe {
             let word = MapWord::<CAS>(&raw mut (*found.bucket).virtual_time);
             let cost = cost(self.wire.bytes, found.rate);
-            charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
+            // What was queued is held by the queue. It only takes room from what was not; if the queue's
+            // clock runs a little faster than the bucket's, that must not add up to a debt.
+            if self.class == 0 || has_room(found.seen, found.now, 0) {
+                charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
+            }
             count(id, self.direction, self.wire, true);
         }
     }
@@ -147,7 +195,7 @@ impl Packet<'_> {
         // SAFETY: as above.
         unsafe {
             let Some(found) = self.find::<CAS>(id) else { return true };
-            let passes = self.has_room(&found);
+            let passes = self.has_room(id, &found);
             if passes {
                 self.charge::<CAS>(id, &found);
             } else {
@@ -165,7 +213,7 @@ impl Packet<'_> {
         unsafe {
             for id in ids {
                 if let Some(found) = self.find::<CAS>(*id)
-                    && !self.has_room(&found)
+                    && !self.has_room(*id, &found)
                 {
                     passes = false;
                     count(*id, self.direction, self.wire, false);
@@ -203,8 +251,7 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         if tag.limits[0] == 0 {
             return None;
         }
-        let unclaimed = TAG_SHARED | TAG_LISTENER;
-        if tag.flags & unclaimed == unclaimed {
+        if unclaimed(tag) {
             if (*socket).state != TCP_LISTEN {
                 tell_owner(tag);
             }
@@ -212,7 +259,17 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         }
         let tcp = (*socket).protocol == IPPROTO_TCP;
         let wire = packet::wire(ctx);
-        let packet = Packet { ctx, direction, now_ns, wire, small: tcp && wire.bytes <= SMALL_PACKET };
+        let mut class = 0;
+        if direction == DOWNLOAD {
+            let priority = (*ctx.skb.skb).priority;
+            if priority >> 16 == CLASS_MAJOR {
+                class = priority;
+            } else {
+                tell_device(ctx, tag);
+            }
+        }
+        let small = tcp && wire.bytes <= SMALL_PACKET;
+        let packet = Packet { ctx, direction, now_ns, wire, small, class };
         let passes = if tag.limits[1] == 0 {
             packet.pass_one::<CAS>(tag.limits[0])
         } else {

@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use chadthrottle_common::abi::{
-    CgroupThrottleConfig, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag, ThrottleStats,
+    ActiveFlows, CgroupThrottleConfig, FlowWindow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag, ThrottleStats,
     TokenBucket,
 };
 
@@ -70,6 +70,12 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
 #[btf_map]
 pub static TAGS: SocketStorage<Tag, 0x201> = SocketStorage::new();
 
+/// BPF_F_NO_PREALLOC: what is remembered of a connection's windows is not its children's.
+#[btf_map]
+pub static WINDOWS: SocketStorage<FlowWindow, 0x1> = SocketStorage::new();
+
+#[map]
+pub static CGROUP_FLOWS: HashMap<u64, ActiveFlows> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]
 pub static CGROUP_CONFIGS: HashMap<u64, [CgroupThrottleConfig; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]

@@ -170,7 +170,16 @@ pub fn tag_open_sockets(ctx: *mut TaskFileContext) -> i32 {
             protocol: u32::from(field::<u16>(sk, global::SK_PROTOCOL())),
             bytes_acked: 0,
             bytes_received: 0,
+            namespace: 0,
+            device: 0,
         };
+        let net: *const c_void = field(sk, global::SK_NET());
+        if !net.is_null() {
+            record.namespace = field(net, global::NET_INUM());
+        }
+        if global::SK_RX_DEVICE() != 0 {
+            record.device = field(sk, global::SK_RX_DEVICE());
+        }
         let tcp: *const c_void = bpf_skc_to_tcp_sock(sk).cast();
         if !tcp.is_null() {
             record.bytes_acked = field(tcp, global::TCP_BYTES_ACKED());

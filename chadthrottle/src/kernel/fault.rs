@@ -8,9 +8,14 @@ pub const POINTS: &[&str] = &[
     "owner.janitor",
     "ebpf.loaded",
     "ebpf.attached",
-    "ebpf.limit-written",
     "ebpf.process-entered",
     "ebpf.sockets-tagged",
+    "queue.recorded",
+    "queue.ifb",
+    "queue.window",
+    "queue.clsact",
+    "queue.filter",
+    "ebpf.limit-written",
     "owner.limited",
 ];
 

@@ -10,3 +10,5 @@ pub mod journal;
 pub mod netlink;
 pub mod netns;
 pub mod process;
+mod rtnetlink;
+pub mod tc;

@@ -18,7 +18,7 @@ use crate::{
 pub(super) struct Premises {
     socket: Object,
     runtime: Runtime,
-    journal: Journal,
+    journal: journal::Shared,
     _lock: Lock,
 }
 
@@ -32,14 +32,14 @@ impl Premises {
         for error in swept.failed {
             tracing::warn!("{error}");
         }
-        let journal = Journal::create(runtime.path())?;
+        let journal = journal::share(Journal::create(runtime.path())?);
         let socket = Object::File { path: runtime.socket() };
         Ok(Self { socket, runtime, journal, _lock: lock })
     }
 
     /// Opens the socket, which is written down first.
     pub fn listen(&mut self) -> Result<UnixListener> {
-        self.journal.record(self.socket.clone())?;
+        self.journal.borrow_mut().record(self.socket.clone())?;
         fault::point("owner.journal");
         self.runtime.remove_socket()?;
         let path = self.runtime.socket();
@@ -54,7 +54,7 @@ impl Premises {
 impl Drop for Premises {
     fn drop(&mut self) {
         let removed = self.runtime.remove_socket();
-        if let Err(error) = removed.and_then(|_| self.journal.done(&self.socket)) {
+        if let Err(error) = removed.and_then(|_| self.journal.borrow_mut().done(&self.socket)) {
             tracing::error!("{error}");
         }
         self.runtime.drop_empty_log();

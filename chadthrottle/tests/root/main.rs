@@ -8,6 +8,7 @@ mod cleanup;
 mod coverage;
 mod independence;
 mod instrument;
+mod lossless;
 mod sharing;
 mod support;
 
@@ -19,6 +20,7 @@ fn main() -> std::process::ExitCode {
     let themes = [
         instrument::trials(),
         accuracy::trials(),
+        lossless::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),

@@ -68,7 +68,7 @@ impl Look {
     }
 
     /// Records of a limit, each socket once.
-    fn records(&self, key: u64) -> HashMap<u64, SocketRecord> {
+    pub fn records(&self, key: u64) -> HashMap<u64, SocketRecord> {
         let pids = self.members.get(&key).into_iter().flatten();
         pids.filter_map(|pid| self.sockets.get(pid))
             .flatten()
@@ -130,6 +130,7 @@ impl Holder {
             if !dead.is_empty() {
                 self.loaded.attach_again(&self.cgroup)?;
             }
+            self.queue.see(&mut self.loaded, &records);
             self.look = Some(Look::new(members, records, dead));
         }
         self.look.as_mut().ok_or_else(|| Error::failed("look at the limited processes"))

@@ -8,13 +8,14 @@ use std::{
 };
 
 use chadthrottle_common::abi::{
-    BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, NARROW, RECORD_SHARED, SocketRecord, State,
+    ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_DEVICE, NARROW, RECORD_SHARED, SocketRecord, State,
     ThrottleStats, TokenBucket,
 };
 
 use super::{
     check::{Look, WALK_EACH},
     members,
+    queue::{QUEUE_US, Queue},
 };
 use crate::{
     backend::{Applied, Site},
@@ -29,6 +30,10 @@ use crate::{
 const CONFIGS: &str = "CGROUP_CONFIGS";
 const BUCKETS: &str = "CGROUP_BUCKETS";
 const STATS: &str = "CGROUP_STATS";
+const FLOWS: &str = "CGROUP_FLOWS";
+
+/// bpf_map_update_elem: only change.
+const BPF_EXIST: u64 = 2;
 
 /// How long the programs go on holding without a word from the owner.
 const LEASE: Duration = Duration::from_secs(3);
@@ -56,6 +61,8 @@ pub(super) struct Held {
 
 /// The programs, and every limit they hold.
 pub(super) struct Holder {
+    /// Before the programs: as long as a queue stands, they know it.
+    pub queue: Queue,
     pub loaded: Loaded,
     events: Events,
     site: Site,
@@ -91,6 +98,7 @@ impl Holder {
         let events = loaded.take_events()?;
         loaded.attach(&cgroup)?;
         let mut holder = Self {
+            queue: Queue::default(),
             loaded,
             events,
             site: site.clone(),
@@ -127,9 +135,12 @@ impl Holder {
             self.make_elements(held.key)?;
             self.held.insert(limit.id, held);
         }
-        let done = self.set_rate(limit.id, limit.direction, rate).and_then(|()| {
+        // Processes and sockets first: a queue has to stand where their packets arrive when the rate begins
+        // to hold, and until then nothing is refused.
+        let came = if first { self.bring_in(limit.id) } else { self.present(limit.id) };
+        let done = came.and_then(|applied| {
+            self.set_rate(limit.id, limit.direction, rate)?;
             fault::point("ebpf.limit-written");
-            let applied = if first { self.bring_in(limit.id)? } else { self.present(limit.id)? };
             self.verify(limit.id, limit.direction, rate)?;
             Ok(applied)
         });
@@ -155,6 +166,10 @@ impl Holder {
             .hash::<u64, [TokenBucket; 2]>(BUCKETS)?
             .insert(key, [unlimited; 2], 0)
             .map_err(failed(BUCKETS))?;
+        self.loaded
+            .hash::<u64, ActiveFlows>(FLOWS)?
+            .insert(key, ActiveFlows::default(), 0)
+            .map_err(failed(FLOWS))?;
         let config = CgroupThrottleConfig { cgroup_id: key, ..CgroupThrottleConfig::default() };
         self.loaded
             .hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?
@@ -166,6 +181,10 @@ impl Holder {
     fn set_rate(&mut self, id: LimitId, direction: Direction, rate: u64) -> Result<()> {
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
         let key = held.key;
+        let (class_id, queue_us) = match direction {
+            Direction::Download if rate != 0 => (self.prepare_queue(key, rate), QUEUE_US),
+            _ => (0, 0),
+        };
         let capacity = (u128::from(rate) * CREDIT.get(direction).as_millis() / 1_000) as u64;
         let old = self.bucket(key, direction)?;
         let now = clock::monotonic_ns();
@@ -182,12 +201,32 @@ impl Holder {
         let pid = held.targets.first().map_or(0, |target| match *target {
             Target::Pid(pid) | Target::Tree(pid) => pid,
         });
-        pair[direction.index()] =
-            CgroupThrottleConfig { cgroup_id: key, rate_bps: rate, burst_size: capacity, pid, flags: 0 };
+        pair[direction.index()] = CgroupThrottleConfig {
+            cgroup_id: key,
+            rate_bps: rate,
+            burst_size: capacity,
+            pid,
+            class_id,
+            queue_us,
+            flags: 0,
+        };
         configs.insert(key, pair, 0).map_err(read)?;
+        if direction == Direction::Download && rate == 0 {
+            self.queue.release(key);
+        }
         *held.rates.get_mut(direction) = (rate != 0).then_some(rate);
         *held.judge.get_mut(direction) = super::check::Judge::default();
         Ok(())
+    }
+
+    /// The class of a download limit, with a queue wherever packets for its sockets arrive.
+    fn prepare_queue(&mut self, key: u64, rate: u64) -> u32 {
+        let class = self.queue.set(key, rate);
+        if let Some(look) = &self.look {
+            let records = look.records(key).into_values().collect::<Vec<_>>();
+            self.queue.see(&mut self.loaded, &records);
+        }
+        class
     }
 
     fn bucket(&mut self, key: u64, direction: Direction) -> Result<TokenBucket> {
@@ -215,17 +254,15 @@ impl Holder {
         }
         // The second walk meets what was on its way from one table to another in the first, and sees
         // which of the sockets tagged in the first are open elsewhere too.
-        let mut records = self.loaded.walk_sockets(None)?;
+        let records = self.loaded.walk_sockets(None)?;
         if records.iter().any(|record| record.flags & RECORD_SHARED != 0) {
             self.loaded.watch_shared_sockets()?;
         }
         self.bump()?;
         self.unsettled = true;
-        self.look = None;
         fault::point("ebpf.sockets-tagged");
-        records.retain(|record| pids.contains(&record.tgid));
-        let sockets: HashSet<u64> = records.iter().map(|record| record.socket).collect();
-        Ok(Applied { processes: pids.len() as u32, sockets: sockets.len() as u32 })
+        let look = self.look.insert(Look::new(members::census(&self.loaded)?, records, Vec::new()));
+        Ok(Applied { processes: pids.len() as u32, sockets: look.sockets_of(key) })
     }
 
     /// What a limit that is in force already holds.
@@ -294,6 +331,14 @@ impl Holder {
                 _ => {}
             }
         }
+        // So that no packet goes into its class any more.
+        let over = [CgroupThrottleConfig { cgroup_id: key, ..CgroupThrottleConfig::default() }; 2];
+        if let Err(cause) =
+            self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?.insert(key, over, BPF_EXIST)
+        {
+            tracing::debug!("end the configuration of limit {id}: {cause}");
+        }
+        self.queue.release(key);
         members::leave(&mut self.loaded, key)?;
         self.bump()
     }
@@ -309,6 +354,7 @@ impl Holder {
                 self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS).map(|mut map| map.remove(&key));
             let _ = self.loaded.hash::<u64, [TokenBucket; 2]>(BUCKETS).map(|mut map| map.remove(&key));
             let _ = self.loaded.hash::<u64, [ThrottleStats; 2]>(STATS).map(|mut map| map.remove(&key));
+            let _ = self.loaded.hash::<u64, ActiveFlows>(FLOWS).map(|mut map| map.remove(&key));
         }
     }
 
@@ -341,6 +387,7 @@ impl Holder {
         }
         self.write_state()?;
         self.purge_retired();
+        self.queue.look_after();
         Ok(())
     }
 
@@ -351,6 +398,9 @@ impl Holder {
             events.iter().filter(|event| event.kind == EVENT_ACCEPTED).map(|event| event.tgid).collect();
         for tgid in listeners {
             self.walk_one(tgid)?;
+        }
+        for event in events.iter().filter(|event| event.kind == EVENT_DEVICE) {
+            self.queue.equip(&mut self.loaded, event.tgid, None, event.device);
         }
         let census = members::census(&self.loaded)?;
         Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())

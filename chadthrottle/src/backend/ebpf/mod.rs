@@ -2,6 +2,7 @@
 //!
 //! - [`holder`]: what is in the kernel, once for both directions: setting, changing, lifting.
 //! - [`members`]: which processes are under which limit.
+//! - [`queue`]: downloads without loss, where that can be had.
 //! - [`check`]: the live check.
 //! - [`requirements`]: what it needs, for the probe and `doctor`.
 
@@ -20,6 +21,7 @@ use crate::{
 mod check;
 mod holder;
 mod members;
+mod queue;
 mod requirements;
 
 use holder::Holder;
