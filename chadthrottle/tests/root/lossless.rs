@@ -38,7 +38,9 @@ fn download(scene: &Scene, rate: u64, flows: u32, congestion: &str, version: Ver
     let limit = scene.limit(&format!("pid:{} -d {rate}", client.pid()))?;
     let since = limit.since;
     let start = sent(&server, run, since + 1.0)?;
-    let first = received(&client, run, since, since + 1.0)? / rate as f64;
+    let meter = client.meter_at(since + 1.2)?;
+    let from = meter.report_after(run, since);
+    let first = meter.rate(run, from, from + 1.0, |totals| totals.arrived) / rate as f64;
     let end = sent(&server, run, since + 9.0)?;
     let goodput = received(&client, run, since + 2.0, since + 9.0)? / rate as f64;
     let switched = start.1 - before.1;

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     os::fd::RawFd,
     path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -43,6 +44,10 @@ const LEASE: Duration = Duration::from_secs(3);
 /// whole window waits for its retransmission timer, twice that at least.
 const CREDIT: PerDirection<Duration> =
     PerDirection { upload: Duration::from_millis(300), download: Duration::from_millis(1_000) };
+
+/// What it takes until all connections have advertised their smaller windows. Over long lines it takes longer;
+/// but there what is under way is little compared with what a queue may hold.
+const WINDOWS_SHRINK: Duration = Duration::from_millis(15);
 
 /// A map element is given back to the map only when no program can be at work on it any more.
 const GRACE: Duration = Duration::from_secs(1);
@@ -179,13 +184,33 @@ impl Holder {
 
     /// Gives a direction its rate (0: none), in place, while packets pass.
     fn set_rate(&mut self, id: LimitId, direction: Direction, rate: u64) -> Result<()> {
-        let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let key = held.key;
-        let (class_id, queue_us) = match direction {
-            Direction::Download if rate != 0 => (self.prepare_queue(key, rate), QUEUE_US),
-            _ => (0, 0),
-        };
+        let pid = held.targets.first().map_or(0, |target| match *target {
+            Target::Pid(pid) | Target::Tree(pid) => pid,
+        });
+        let lower = held.rates.get(direction).is_none_or(|old| rate < old);
         let capacity = (u128::from(rate) * CREDIT.get(direction).as_millis() / 1_000) as u64;
+        let mut config = CgroupThrottleConfig {
+            cgroup_id: key,
+            rate_bps: rate,
+            burst_size: capacity,
+            pid,
+            ..CgroupThrottleConfig::default()
+        };
+        if direction == Direction::Download && rate != 0 {
+            let (class_id, receiving) = self.prepare_queue(key, rate);
+            config.queue_us = QUEUE_US;
+            if lower && receiving {
+                // First the senders learn how little they may send, then it is held: or all that they were
+                // promised before comes at once, more than a queue should take.
+                config.class_id = self.config(key, direction)?.class_id;
+                self.write_config(key, direction, config)?;
+                thread::sleep(WINDOWS_SHRINK);
+            }
+            config.class_id = class_id;
+        }
+        self.write_config(key, direction, config)?;
         let old = self.bucket(key, direction)?;
         let now = clock::monotonic_ns();
         self.loaded.change_bucket(&BucketChange {
@@ -194,39 +219,44 @@ impl Holder {
             shift: old.shift_to(rate, now),
             bucket: TokenBucket::empty(rate, capacity, self.epoch_ns, now),
         })?;
-        let mut configs = self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?;
-        let read = |cause| Error::caused(Kind::Failed, format!("use the eBPF map {CONFIGS}"), &cause);
-        let mut pair = configs.get(&key, 0).map_err(read)?;
-        let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
-        let pid = held.targets.first().map_or(0, |target| match *target {
-            Target::Pid(pid) | Target::Tree(pid) => pid,
-        });
-        pair[direction.index()] = CgroupThrottleConfig {
-            cgroup_id: key,
-            rate_bps: rate,
-            burst_size: capacity,
-            pid,
-            class_id,
-            queue_us,
-            flags: 0,
-        };
-        configs.insert(key, pair, 0).map_err(read)?;
         if direction == Direction::Download && rate == 0 {
             self.queue.release(key);
         }
+        let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
         *held.rates.get_mut(direction) = (rate != 0).then_some(rate);
         *held.judge.get_mut(direction) = super::check::Judge::default();
         Ok(())
     }
 
-    /// The class of a download limit, with a queue wherever packets for its sockets arrive.
-    fn prepare_queue(&mut self, key: u64, rate: u64) -> u32 {
-        let class = self.queue.set(key, rate);
-        if let Some(look) = &self.look {
-            let records = look.records(key).into_values().collect::<Vec<_>>();
-            self.queue.see(&mut self.loaded, &records);
+    fn config(&mut self, key: u64, direction: Direction) -> Result<CgroupThrottleConfig> {
+        let configs = self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?;
+        let pair = configs.get(&key, 0).map_err(|cause| {
+            Error::caused(Kind::Failed, format!("read the eBPF map {CONFIGS}"), &cause)
+        })?;
+        Ok(pair[direction.index()])
+    }
+
+    fn write_config(&mut self, key: u64, direction: Direction, config: CgroupThrottleConfig) -> Result<()> {
+        let mut pair = Direction::ALL.map(|_| CgroupThrottleConfig::default());
+        for direction in Direction::ALL {
+            pair[direction.index()] = self.config(key, direction)?;
         }
-        class
+        pair[direction.index()] = config;
+        self.loaded
+            .hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?
+            .insert(key, pair, 0)
+            .map_err(|cause| Error::caused(Kind::Failed, format!("write the eBPF map {CONFIGS}"), &cause))
+    }
+
+    /// The class of a download limit, with a queue wherever packets for its sockets arrive; and whether they
+    /// do so anywhere.
+    fn prepare_queue(&mut self, key: u64, rate: u64) -> (u32, bool) {
+        let class = self.queue.set(key, rate);
+        let look = self.look.as_ref();
+        let records: Vec<_> =
+            look.map(|look| look.records(key).into_values().collect()).unwrap_or_default();
+        self.queue.see(&mut self.loaded, &records);
+        (class, records.iter().any(|record| self.queue.is_equipped(record)))
     }
 
     fn bucket(&mut self, key: u64, direction: Direction) -> Result<TokenBucket> {

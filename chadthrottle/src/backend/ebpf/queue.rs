@@ -150,6 +150,14 @@ impl Queue {
         }
     }
 
+    /// Whether a socket's packets arrive at a device that lowers its window.
+    pub fn is_equipped(&self, record: &SocketRecord) -> bool {
+        let place = self.places.get(&u64::from(record.namespace));
+        place
+            .and_then(|place| place.devices.get(&record.device))
+            .is_some_and(|equipped| equipped.rung >= Rung::Window)
+    }
+
     /// Equips a device of a process's namespace, if `namespace` is none or that one: a socket from another
     /// one is left to the bucket.
     pub fn equip(&mut self, loaded: &mut Loaded, pid: u32, namespace: Option<u64>, device: u32) {
