@@ -204,8 +204,8 @@ impl Tc {
             .map_err(|cause| explain(cause, format!("remove clsact from network device {device}")))
     }
 
-    /// "clsact", "ingress" or none.
-    fn ingress_kind(&mut self, device: u32) -> Result<Option<String>> {
+    /// "clsact", "ingress" or none: what takes a device's filters.
+    pub fn ingress_kind(&mut self, device: u32) -> Result<Option<String>> {
         let message = Message::tc(RTM_GETQDISC, 0, device, 0, 0, 0);
         let answers = self
             .0

@@ -173,6 +173,7 @@ fn faults(scene: &Scene, variable: &str) -> Result<Finding> {
         ensure!(!output.stderr.is_empty(), "{point}: the command says nothing");
         pair.ensure_free(time, 3.0).map_err(|error| Error::failed(format!("{point}: {error}")))?;
         scene.succeed("clear")?;
+        scene.ensure_restored().map_err(|error| Error::failed(format!("{point}: {error}")))?;
         let deadline = now() + 2.0;
         while !scene.helpers()?.is_empty() {
             ensure!(now() < deadline, "{point}: there are still processes of ours");

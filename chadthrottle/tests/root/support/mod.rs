@@ -72,8 +72,10 @@ fn in_scene(run: impl FnOnce(&Scene) -> Result<Finding>) -> Result<Finding> {
     let before = Machine::look()?;
     let scene = Scene::new()?;
     let finding = run(&scene);
+    let restored = scene.ensure_restored();
     drop(scene);
     let finding = finding?;
+    restored?;
     before.ensure_restored()?;
     Ok(finding)
 }

@@ -10,12 +10,12 @@ use std::{
 
 use chadthrottle::{
     Error, Kind, Result,
-    kernel::cgroup,
+    kernel::{cgroup, tc::Tc},
     model::{Direction, LimitReport, StatusReport},
     selftest::{
         cgroup::Cgroup,
         lab::{Lab, Version},
-        process::{Call, Output, Place, Traffic},
+        process::{Call, Output, Place, Traffic, sleep_until},
         traffic::now,
     },
 };
@@ -163,6 +163,22 @@ impl Scene {
         Ok((time, direction.counters.passed_bytes))
     }
 
+    /// Fails unless the namespaces are, at last, as they were made: no device of ours, no clsact, no filter.
+    pub fn ensure_restored(&self) -> Result<()> {
+        let deadline = now() + 3.0;
+        loop {
+            let mut left = Vec::new();
+            for namespace in [&self.lab.client, &self.lab.server] {
+                left.extend(remnants(&mut Tc::open_in(namespace)?)?);
+            }
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(now() < deadline, "left in a network namespace: {}", left.join(", "));
+            sleep_until(now() + 0.02)?;
+        }
+    }
+
     /// The owner's process; fails when there is none.
     pub fn owner(&self) -> Result<Pid> {
         let report = self.status()?;
@@ -195,6 +211,20 @@ impl Drop for Scene {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
+}
+
+/// What the queue would leave.
+fn remnants(tc: &mut Tc) -> Result<Vec<String>> {
+    let mut left = Vec::new();
+    for device in tc.devices()? {
+        if device.kind == "ifb" {
+            left.push(format!("device {}", device.name));
+        }
+        if let Some(kind) = tc.ingress_kind(device.index)? {
+            left.push(format!("{kind} of {}", device.name));
+        }
+    }
+    Ok(left)
 }
 
 /// How fast `receiver` gets payload for `run` between two times, in bytes/s.
