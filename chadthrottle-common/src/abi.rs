@@ -127,9 +127,9 @@ pub struct ThrottleStats {
     pub packets_dropped: u64,
     /// Bytes refused.
     pub bytes_dropped: u64,
-    /// Packets that were given a departure time in the future.
+    /// Packets that came through our queue: counted among those let through too.
     pub packets_delayed: u64,
-    /// Packets marked, or whose sender was told to slow down.
+    /// Packets marked, or that told the other side to slow down: whose advertised window was lowered.
     pub packets_marked: u64,
 }
 
@@ -243,6 +243,8 @@ pub const RECORD_WAS_UNTAGGED: u32 = 1;
 pub const RECORD_SHARED: u32 = 2;
 /// The socket listens.
 pub const RECORD_LISTENER: u32 = 4;
+/// The socket has advertised a window that a limit of its process lowered, or would have.
+pub const RECORD_LOWERED: u32 = 8;
 
 const _: () = {
     assert!(size_of::<CgroupThrottleConfig>() == 40);

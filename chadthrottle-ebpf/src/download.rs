@@ -18,14 +18,14 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use chadthrottle_common::{
-    abi::{ActiveFlows, CLASS_MAJOR, CgroupThrottleConfig, FlowWindow, Tag},
+    abi::{ActiveFlows, CLASS_MAJOR, CgroupThrottleConfig, DOWNLOAD, FlowWindow, Tag},
     window,
 };
 
 use crate::{
     atomic,
     kernel::{field, global},
-    limit::{TCP_LISTEN, held_tag},
+    limit::{TCP_LISTEN, held_tag, stats},
     maps::{CGROUP_CONFIGS, CGROUP_FLOWS, WINDOWS, live_state},
 };
 
@@ -294,6 +294,9 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
             // The size of what was changed stands in the flags. Where the device sums up, this leaves
             // the sum over the pseudo header alone.
             bpf_l4_csum_replace(ctx.skb.skb, header + at + 16, u64::from(old), u64::from(new), 2);
+            if let Some(stats) = stats(id, DOWNLOAD) {
+                atomic::add(&raw mut (*stats).packets_marked, 1);
+            }
         }
         flow.limit = id;
         flow.rate_bps = config.rate_bps;

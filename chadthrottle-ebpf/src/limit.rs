@@ -11,8 +11,8 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{
-        BucketChange, CLASS_MAJOR, DOWNLOAD, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER, TAG_SHARED, TAG_TOLD, Tag,
-        ThrottleStats, TokenBucket, UPLOAD,
+        BucketChange, CLASS_MAJOR, DOWNLOAD, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER,
+        TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
     bucket::{SMALL_PACKET, Word, charge, cost, has_room, ticks},
     wire::Wire,
@@ -102,12 +102,18 @@ fn tell_owner(tag: &mut Tag) {
     }
 }
 
+/// The counters of one direction, 0 or 1, of a limit.
+#[inline(always)]
+pub fn stats(id: u64, direction: usize) -> Option<*mut ThrottleStats> {
+    // SAFETY: a map value of two elements.
+    CGROUP_STATS.get_ptr_mut(id).map(|pair| unsafe { pair.cast::<ThrottleStats>().add(direction) })
+}
+
 #[inline(always)]
 unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool) {
-    let Some(pair) = CGROUP_STATS.get_ptr_mut(id) else { return };
-    // SAFETY: a map value of two elements, direction 0 or 1.
+    let Some(stats) = stats(id, direction) else { return };
+    // SAFETY: points into a map value.
     unsafe {
-        let stats = pair.cast::<ThrottleStats>().add(direction);
         if passed {
             atomic::add(&raw mut (*stats).packets_passed, wire.packets);
             atomic::add(&raw mut (*stats).bytes_passed, wire.bytes);
@@ -186,6 +192,11 @@ impl Packet<'_> {
                 charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
             }
             count(id, self.direction, self.wire, true);
+            if self.class != 0
+                && let Some(stats) = stats(id, self.direction)
+            {
+                atomic::add(&raw mut (*stats).packets_delayed, self.wire.packets);
+            }
         }
     }
 

@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use chadthrottle_common::abi::{
-    ActiveFlows, CgroupThrottleConfig, FlowWindow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag, ThrottleStats,
-    TokenBucket,
+    ActiveFlows, CgroupThrottleConfig, FlowWindow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag,
+    ThrottleStats, TokenBucket,
 };
 
 /// BTF definition of a BPF_MAP_TYPE_SK_STORAGE map with flags of one's own.
@@ -115,4 +115,6 @@ pub fn resolve(tag: &mut Tag, epoch: u64) {
         tag.limits = entry.limits;
     }
     tag.epoch = epoch;
+    // The owner may have forgotten.
+    tag.told_device = 0;
 }

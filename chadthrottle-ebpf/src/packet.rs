@@ -87,10 +87,7 @@ pub fn wire(ctx: &SkBuffContext) -> Wire {
     let skb = ctx.skb.skb;
     // SAFETY: the context's own fields.
     let (length, segments, size) = unsafe { ((*skb).len, (*skb).gso_segs, (*skb).gso_size) };
-    let headers = if size == 0 {
-        0
-    } else {
-        plain_tcp_header_bytes(ctx).or_else(|| header_bytes(ctx)).unwrap_or(0)
-    };
+    let headers =
+        if size == 0 { 0 } else { plain_tcp_header_bytes(ctx).or_else(|| header_bytes(ctx)).unwrap_or(0) };
     on_wire(u64::from(length), u64::from(headers), segments, size)
 }

@@ -116,12 +116,12 @@ impl Object {
                     Err(cause) => absent_is_fine(Err(cause)).context(format!("look at {self}")),
                 }
             }
-            Self::Ifb { namespace, .. }
-            | Self::Clsact { namespace, .. }
-            | Self::Filter { namespace, .. } => match Namespace::find(*namespace)? {
-                Some(namespace) => self.take_from(&mut Tc::open_in(&namespace)?),
-                None => Ok(false),
-            },
+            Self::Ifb { namespace, .. } | Self::Clsact { namespace, .. } | Self::Filter { namespace, .. } => {
+                match Namespace::find(*namespace)? {
+                    Some(namespace) => self.take_from(&mut Tc::open_in(&namespace)?),
+                    None => Ok(false),
+                }
+            }
         }
     }
 

@@ -71,7 +71,8 @@ impl Namespace {
         }
         let wanted = format!("net:[{inode}]");
         let is_it = |path: &Path| fs::read_link(path).is_ok_and(|target| target.as_os_str() == &*wanted);
-        let open = |path: &Path| Self::at(path).ok().filter(|found| found.inode().is_ok_and(|it| it == inode));
+        let open =
+            |path: &Path| Self::at(path).ok().filter(|found| found.inode().is_ok_and(|it| it == inode));
         let processes = || numbers_in(Path::new("/proc"));
         let by_process = processes().map(|process| process.join("ns/net")).filter(|path| is_it(path));
         let by_descriptor =

@@ -22,6 +22,7 @@ const RTM_DELQDISC: u16 = 37;
 const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTCLASS: u16 = 40;
 const RTM_DELTCLASS: u16 = 41;
+const RTM_GETTCLASS: u16 = 42;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
@@ -277,6 +278,24 @@ impl Tc {
             .map_err(|cause| explain(cause, format!("remove class {class:x}")))
     }
 
+    /// Packets (GRO buffers) that each class refused for want of room, by class.
+    pub fn class_drops(&mut self, ifb: u32) -> Result<Vec<(u32, u32)>> {
+        const TCA_STATS2: u16 = 7;
+        const TCA_STATS_QUEUE: u16 = 3;
+        let answers = self
+            .0
+            .dump(Message::tc(RTM_GETTCLASS, 0, ifb, 0, 0, 0))
+            .map_err(|cause| explain(cause, format!("list the classes of network device {ifb}")))?;
+        let drops = |answer: &Vec<u8>| {
+            let (_, class, _, _) = tc_header(answer)?;
+            let statistics = Attributes::of(Attributes::of(answer.get(TC_HEADER..)?).get(TCA_STATS2)?);
+            // struct gnet_stats_queue: packets, bytes, drops, …
+            let drops = statistics.get(TCA_STATS_QUEUE)?.get(8..12)?;
+            Some((class, u32::from_ne_bytes(drops.try_into().ok()?)))
+        };
+        Ok(answers.iter().filter_map(drops).collect())
+    }
+
     /// Adds a filter under [`PREFERENCE`], beside any that are there.
     pub fn add_filter(
         &mut self,
@@ -333,9 +352,8 @@ impl Tc {
 
     /// Removes our filter of that name. True when it was still there.
     pub fn delete_filter(&mut self, device: u32, hook: Hook, name: &str) -> Result<bool> {
-        let ours = |filter: &Filter| {
-            filter.kind == "bpf" && filter.preference == PREFERENCE && filter.name == name
-        };
+        let ours =
+            |filter: &Filter| filter.kind == "bpf" && filter.preference == PREFERENCE && filter.name == name;
         let mut deleted = false;
         for filter in self.filters(device, hook)?.into_iter().filter(ours) {
             let info = filter_info(filter.preference, filter.protocol);

@@ -12,6 +12,7 @@ pub fn trials() -> Vec<Trial> {
         plain("cleanup::terminated_client", |scene| client_gets(scene, Signal::SIGTERM)),
         plain("cleanup::client_hung_up", |scene| client_gets(scene, Signal::SIGHUP)),
         plain("cleanup::killed_owner", killed_owner),
+        plain("cleanup::killed_owner_and_janitor", killed_owner_and_janitor),
         plain("cleanup::terminated_owner", terminated_owner),
         plain("cleanup::stopped_owner", stopped_owner),
         plain("cleanup::end_of_the_target", end_of_the_target),
@@ -91,6 +92,26 @@ fn killed_owner(scene: &Scene) -> Result<()> {
     pair.ensure_limited()?;
     limit.end()?;
     scene.succeed("clear").map(drop)
+}
+
+/// Nobody is left to clean up: the lease still frees the traffic, and the next command removes what stands.
+fn killed_owner_and_janitor(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let limit = scene.limit(&pair.limit())?;
+    pair.ensure_limited()?;
+    let owner = scene.owner()?;
+    let janitor = scene.helpers()?.into_iter().find(|pid| machine::command_line(*pid).contains("janitor"));
+    let janitor = janitor.ok_or_else(|| Error::failed("there is no janitor"))?;
+    // Stopped, so that it starts no other.
+    signal(owner, Signal::SIGSTOP)?;
+    signal(nix::unistd::Pid::from_raw(janitor), Signal::SIGKILL)?;
+    let time = now();
+    signal(owner, Signal::SIGKILL)?;
+    pair.ensure_free(time, 3.5)?;
+    limit.call.finish()?;
+    ensure!(scene.ensure_restored().is_err(), "who removed the queue, when nobody was left to do it?");
+    scene.succeed("clear")?;
+    scene.ensure_restored()
 }
 
 fn terminated_owner(scene: &Scene) -> Result<()> {

@@ -9,8 +9,8 @@ use std::{
 };
 
 use chadthrottle_common::abi::{
-    ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_DEVICE, NARROW, RECORD_SHARED, SocketRecord, State,
-    ThrottleStats, TokenBucket,
+    ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_DEVICE, NARROW, RECORD_LOWERED,
+    RECORD_SHARED, SocketRecord, State, ThrottleStats, TokenBucket,
 };
 
 use super::{
@@ -45,9 +45,12 @@ const LEASE: Duration = Duration::from_secs(3);
 const CREDIT: PerDirection<Duration> =
     PerDirection { upload: Duration::from_millis(300), download: Duration::from_millis(1_000) };
 
-/// What it takes until all connections have advertised their smaller windows. Over long lines it takes longer;
-/// but there what is under way is little compared with what a queue may hold.
-const WINDOWS_SHRINK: Duration = Duration::from_millis(15);
+/// How long to wait until all connections in use have advertised their smaller windows, and these have
+/// arrived. Over a long line that takes longer; but there what is under way is little compared with what a
+/// queue may hold.
+const LEAST_SHRINK: Duration = Duration::from_millis(10);
+const MOST_SHRINK: Duration = Duration::from_millis(60);
+const SHRINK_STEP: Duration = Duration::from_millis(5);
 
 /// A map element is given back to the map only when no program can be at work on it any more.
 const GRACE: Duration = Duration::from_secs(1);
@@ -206,11 +209,15 @@ impl Holder {
                 // promised before comes at once, more than a queue should take.
                 config.class_id = self.config(key, direction)?.class_id;
                 self.write_config(key, direction, config)?;
-                thread::sleep(WINDOWS_SHRINK);
+                self.await_lower_windows(key);
             }
             config.class_id = class_id;
         }
         self.write_config(key, direction, config)?;
+        if direction == Direction::Download {
+            // The sockets tell where their packets arrive.
+            self.bump()?;
+        }
         let old = self.bucket(key, direction)?;
         let now = clock::monotonic_ns();
         self.loaded.change_bucket(&BucketChange {
@@ -230,9 +237,9 @@ impl Holder {
 
     fn config(&mut self, key: u64, direction: Direction) -> Result<CgroupThrottleConfig> {
         let configs = self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?;
-        let pair = configs.get(&key, 0).map_err(|cause| {
-            Error::caused(Kind::Failed, format!("read the eBPF map {CONFIGS}"), &cause)
-        })?;
+        let pair = configs
+            .get(&key, 0)
+            .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {CONFIGS}"), &cause))?;
         Ok(pair[direction.index()])
     }
 
@@ -248,13 +255,43 @@ impl Holder {
             .map_err(|cause| Error::caused(Kind::Failed, format!("write the eBPF map {CONFIGS}"), &cause))
     }
 
+    /// Waits until every connection of the limit at which something still arrives has advertised its smaller
+    /// window.
+    fn await_lower_windows(&self, key: u64) {
+        let Some(look) = &self.look else { return };
+        let pids = look.members.get(&key).cloned().unwrap_or_default();
+        let mut before = look.records(key);
+        let start = Instant::now();
+        while start.elapsed() < MOST_SHRINK {
+            thread::sleep(SHRINK_STEP);
+            // A process that ended has no more connections.
+            let records = if pids.len() <= WALK_EACH {
+                pids.iter().flat_map(|pid| self.walk_one(*pid).unwrap_or_default()).collect()
+            } else {
+                self.loaded.walk_sockets(None).unwrap_or_default()
+            };
+            let now: HashMap<u64, SocketRecord> =
+                records.into_iter().map(|record| (record.socket, record)).collect();
+            let late = |record: &SocketRecord| {
+                record.flags & RECORD_LOWERED == 0
+                    && self.queue.is_equipped(record)
+                    && before
+                        .get(&record.socket)
+                        .is_some_and(|before| before.bytes_received != record.bytes_received)
+            };
+            if !now.values().any(late) && start.elapsed() >= LEAST_SHRINK {
+                break;
+            }
+            before = now;
+        }
+    }
+
     /// The class of a download limit, with a queue wherever packets for its sockets arrive; and whether they
     /// do so anywhere.
     fn prepare_queue(&mut self, key: u64, rate: u64) -> (u32, bool) {
         let class = self.queue.set(key, rate);
         let look = self.look.as_ref();
-        let records: Vec<_> =
-            look.map(|look| look.records(key).into_values().collect()).unwrap_or_default();
+        let records: Vec<_> = look.map(|look| look.records(key).into_values().collect()).unwrap_or_default();
         self.queue.see(&mut self.loaded, &records);
         (class, records.iter().any(|record| self.queue.is_equipped(record)))
     }
@@ -396,10 +433,11 @@ impl Holder {
             .get(&key, 0)
             .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {STATS}"), &cause))?;
         let stats = pair[direction.index()];
+        let refused = if direction == Direction::Download { self.queue.dropped(key) } else { 0 };
         Ok(Counters {
             passed_packets: stats.packets_passed,
             passed_bytes: stats.bytes_passed,
-            dropped_packets: stats.packets_dropped,
+            dropped_packets: stats.packets_dropped + refused,
             dropped_bytes: stats.bytes_dropped,
             delayed_packets: stats.packets_delayed,
             marked_packets: stats.packets_marked,
@@ -415,9 +453,12 @@ impl Holder {
         if std::mem::take(&mut self.unsettled) {
             self.state.epoch += 1;
         }
+        if !self.queue.look_after() {
+            // The sockets tell again where their packets arrive.
+            self.state.epoch += 1;
+        }
         self.write_state()?;
         self.purge_retired();
-        self.queue.look_after();
         Ok(())
     }
 

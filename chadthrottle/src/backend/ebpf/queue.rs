@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeMap,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
 
@@ -47,6 +47,9 @@ const RELEASED: u64 = 10_000_000_000;
 /// How long such a class stays, and everything after the last one.
 const LINGER: Duration = Duration::from_millis(500);
 
+/// One count serves all limits of a tick.
+const COUNT_EVERY: Duration = Duration::from_millis(400);
+
 /// How often it is looked whether everything is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -77,6 +80,8 @@ struct Place {
     /// Our IFB, or why there is none.
     ifb: Result<(u32, Object)>,
     devices: BTreeMap<u32, Equipped>,
+    /// What each class had refused when it was asked last.
+    dropped: BTreeMap<u32, u32>,
 }
 
 #[derive(Clone, Copy)]
@@ -95,6 +100,9 @@ pub(super) struct Queue {
     /// Classes whose limit is over, with their ends.
     released: Vec<(Instant, u32)>,
     looked: Option<Instant>,
+    /// Packets refused by each class, all places together, and when they were counted.
+    dropped: BTreeMap<u32, u64>,
+    counted: Option<Instant>,
 }
 
 impl Queue {
@@ -109,7 +117,9 @@ impl Queue {
             },
         };
         let class = Class { id, rate };
-        self.classes.insert(key, class);
+        if self.classes.insert(key, class).is_none() {
+            self.dropped.remove(&id);
+        }
         for place in self.places.values_mut() {
             if let Err(error) = place.set_class(class) {
                 place.give_up_queue(error);
@@ -141,6 +151,20 @@ impl Queue {
                 tracing::debug!("release class {:x}: {error}", class.id);
             }
         }
+    }
+
+    /// Packets that the limit's class had no room for.
+    pub fn dropped(&mut self, key: u64) -> u64 {
+        let Some(class) = self.classes.get(&key) else { return 0 };
+        if self.counted.is_none_or(|at| at.elapsed() > COUNT_EVERY) {
+            self.counted = Some(Instant::now());
+            for place in self.places.values_mut() {
+                for (class, more) in place.newly_dropped() {
+                    *self.dropped.entry(class).or_default() += more;
+                }
+            }
+        }
+        self.dropped.get(&class.id).copied().unwrap_or(0)
     }
 
     /// Equips the devices at which these sockets' packets arrive.
@@ -195,14 +219,15 @@ impl Queue {
         }
     }
 
-    /// Looks whether everything is still there, and takes away what is not needed any more.
-    pub fn look_after(&mut self) {
+    /// Looks whether everything is still there, and takes away what is not needed any more. False when
+    /// something was missing: it is made anew when the sockets of that place are seen next.
+    pub fn look_after(&mut self) -> bool {
         let (due, wait): (Vec<_>, Vec<_>) =
             self.released.drain(..).partition(|(since, _)| since.elapsed() >= LINGER);
         self.released = wait;
         if self.classes.is_empty() && self.released.is_empty() {
             self.places.clear();
-            return;
+            return true;
         }
         for place in self.places.values_mut() {
             if let Ok((ifb, _)) = place.ifb {
@@ -214,10 +239,10 @@ impl Queue {
             }
         }
         if self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
-            return;
+            return true;
         }
         self.looked = Some(Instant::now());
-        // A place where something is missing is made anew when its sockets are seen next.
+        let before = self.places.len();
         self.places.retain(|inode, place| match place.is_whole() {
             Ok(()) => true,
             Err(error) => {
@@ -225,14 +250,21 @@ impl Queue {
                 false
             }
         });
+        self.places.len() == before
     }
 }
 
 impl Place {
     fn open(inode: u64, namespace: Namespace, classes: &[Class]) -> Result<Self> {
         let tc = Tc::open_in(&namespace)?;
-        let mut place =
-            Self { inode, namespace, tc, ifb: Err(Error::failed("not made yet")), devices: BTreeMap::new() };
+        let mut place = Self {
+            inode,
+            namespace,
+            tc,
+            ifb: Err(Error::failed("not made yet")),
+            devices: BTreeMap::new(),
+            dropped: BTreeMap::new(),
+        };
         place.ifb = place.make_ifb();
         for class in classes {
             if let Err(error) = place.set_class(*class) {
@@ -240,6 +272,20 @@ impl Place {
             }
         }
         Ok(place)
+    }
+
+    /// What each class refused since the last time.
+    fn newly_dropped(&mut self) -> Vec<(u32, u64)> {
+        let Ok((ifb, _)) = self.ifb else { return Vec::new() };
+        let drops = self.tc.class_drops(ifb).unwrap_or_else(|error| {
+            tracing::debug!("{error}");
+            Vec::new()
+        });
+        let newly = |(class, now): (u32, u32)| {
+            let before = self.dropped.insert(class, now).unwrap_or(0);
+            (class, u64::from(now.wrapping_sub(before)))
+        };
+        drops.into_iter().map(newly).collect()
     }
 
     fn make_ifb(&mut self) -> Result<(u32, Object)> {
@@ -275,8 +321,8 @@ impl Place {
         for equipped in self.devices.values_mut() {
             equipped.rung = equipped.rung.min(Rung::Window);
             equipped.reasons.push(error.to_string());
-            for object in equipped.objects.drain(..).rev() {
-                unmake(&object, &mut self.tc);
+            for filter in equipped.objects.extract_if(.., |object| leads_to_queue(object)) {
+                unmake(&filter, &mut self.tc);
             }
         }
         if let Ok((_, object)) = std::mem::replace(&mut self.ifb, Err(error)) {
@@ -293,29 +339,42 @@ impl Place {
         };
         let mut equipped =
             Equipped { rung: Rung::Bucket, reasons: Vec::new(), _window: None, objects: Vec::new() };
-        match self.attach_window(loaded, &device) {
+        match self.attach_window(loaded, &device, &mut equipped.objects) {
             Ok(link) => {
                 equipped.rung = Rung::Window;
-                equipped._window = Some(link);
+                equipped._window = link;
             }
             Err(error) => equipped.reasons.push(error.to_string()),
         }
         fault::point("queue.window");
         match self.attach_queue(loaded, &device, &mut equipped.objects) {
             Ok(()) => equipped.rung = Rung::Queue,
-            Err(error) => {
-                equipped.reasons.push(error.to_string());
-                for object in equipped.objects.drain(..).rev() {
-                    unmake(&object, &mut self.tc);
-                }
-            }
+            Err(error) => equipped.reasons.push(error.to_string()),
         }
-        tracing::info!("{}: {:?} {}", device.name, equipped.rung, equipped.reasons.join("; "));
+        match equipped.rung {
+            Rung::Queue => {}
+            Rung::Window => tracing::warn!(
+                "on {} downloads lose some packets where the line is short: {}",
+                device.name,
+                equipped.reasons.join("; ")
+            ),
+            Rung::Bucket => tracing::warn!(
+                "on {} what is too much of a download is dropped, and sent again: {}",
+                device.name,
+                equipped.reasons.join("; ")
+            ),
+        }
         self.devices.insert(index, equipped);
         Ok(())
     }
 
-    fn attach_window(&mut self, loaded: &mut Loaded, device: &Device) -> Result<OwnedFd> {
+    /// By a link where the kernel has them (Linux 6.6), else by a filter.
+    fn attach_window(
+        &mut self,
+        loaded: &mut Loaded,
+        device: &Device,
+        objects: &mut Vec<Object>,
+    ) -> Result<Option<OwnedFd>> {
         let program = match device.hardware {
             ETHERNET => "lower_window",
             bare if BARE.contains(&bare) => "lower_window_bare",
@@ -327,10 +386,18 @@ impl Place {
             }
         };
         let program = loaded.classifier(program)?;
-        self.namespace.run(|| {
+        let link = self.namespace.run(|| {
             sys::attach_to_egress(program, device.index)
-                .context(format!("attach a program to the egress of {} (Linux 6.6)", device.name))
-        })
+                .context(format!("attach a program to the egress of {}", device.name))
+        });
+        match link {
+            Ok(link) => Ok(Some(link)),
+            Err(error) => {
+                tracing::debug!("{error}; by a filter then");
+                self.add_filter(device, Hook::Egress, program, Does::AsTheProgramSays, objects)?;
+                Ok(None)
+            }
+        }
     }
 
     fn attach_queue(
@@ -344,32 +411,45 @@ impl Place {
             Err(error) => return Err(error.clone()),
         };
         let program = loaded.classifier("find_socket")?;
+        self.add_filter(device, Hook::Ingress, program, Does::RedirectTo(ifb), objects)
+    }
+
+    /// Adds a filter, and clsact where there is none; what was made is in `objects`. After an error nothing
+    /// of the filter is left.
+    fn add_filter(
+        &mut self,
+        device: &Device,
+        hook: Hook,
+        program: BorrowedFd<'_>,
+        does: Does,
+        objects: &mut Vec<Object>,
+    ) -> Result<()> {
         let clsact = Object::Clsact { namespace: self.inode, device: device.index };
-        let added = make(&clsact, || self.tc.add_clsact(device.index));
-        match added {
-            Ok(true) => objects.push(clsact),
-            // Somebody else's.
-            Ok(false) => forget(&clsact),
-            Err(error) => {
-                unmake(&clsact, &mut self.tc);
-                return Err(error);
+        if !objects.contains(&clsact) {
+            match make(&clsact, || self.tc.add_clsact(device.index)) {
+                Ok(true) => objects.push(clsact),
+                // Somebody else's.
+                Ok(false) => forget(&clsact),
+                Err(error) => {
+                    unmake(&clsact, &mut self.tc);
+                    return Err(error);
+                }
             }
         }
         fault::point("queue.clsact");
         let name = own_name();
-        let filter = Object::Filter {
-            namespace: self.inode,
-            device: device.index,
-            hook: Hook::Ingress,
-            name: name.clone(),
-        };
-        let added = make(&filter, || {
-            self.tc.add_filter(device.index, Hook::Ingress, program.as_fd(), &name, Does::RedirectTo(ifb))
-        });
-        // Also when it failed: whatever there is of it is undone by the caller.
-        objects.push(filter);
-        fault::point("queue.filter");
-        added
+        let filter = Object::Filter { namespace: self.inode, device: device.index, hook, name: name.clone() };
+        match make(&filter, || self.tc.add_filter(device.index, hook, program, &name, does)) {
+            Ok(()) => {
+                objects.push(filter);
+                fault::point("queue.filter");
+                Ok(())
+            }
+            Err(error) => {
+                unmake(&filter, &mut self.tc);
+                Err(error)
+            }
+        }
     }
 
     /// Fails when somebody removed something of ours. Devices that are gone are just forgotten.
@@ -412,6 +492,11 @@ impl Drop for Place {
             unmake(object, &mut self.tc);
         }
     }
+}
+
+/// Whether it sends packets to the IFB.
+fn leads_to_queue(object: &Object) -> bool {
+    matches!(object, Object::Filter { hook: Hook::Ingress, .. })
 }
 
 /// Name of this owner's IFB and filters: by its process id, so that two owners are not in each other's way.

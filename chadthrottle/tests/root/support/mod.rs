@@ -1,6 +1,6 @@
 //! What the trials share: a place to measure in, and the command line under test.
 
-mod machine;
+pub mod machine;
 mod scene;
 
 pub use chadthrottle::{
