@@ -3,7 +3,11 @@
 //! The messages are written here, because the options of HTB, mirred and cls_bpf are in none of the
 //! netlink crates. Layouts and numbers: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls,tc_act/tc_mirred}.h.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::{
+    os::fd::{AsRawFd, BorrowedFd},
+    path::Path,
+    process::{Command, Stdio},
+};
 
 use chadthrottle_common::abi::CLASS_MAJOR;
 
@@ -133,6 +137,12 @@ impl Tc {
         const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
         const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
         let doing = || format!("make the network device {name}");
+        if !Path::new("/sys/module/ifb").exists() {
+            // Loaded by the kernel on demand, it would make two devices of its own that nobody wants. Where
+            // this fails, the kernel tries.
+            let _ =
+                Command::new("modprobe").args(["--quiet", "ifb", "numifbs=0"]).stderr(Stdio::null()).status();
+        }
         let mut message = Message::link(RTM_NEWLINK, CREATE_NEW, 0, 0);
         message.text(IFLA_IFNAME, name);
         message.nested(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "ifb"));

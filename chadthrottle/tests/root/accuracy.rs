@@ -112,6 +112,7 @@ fn hundred_kilobytes(scene: &Scene) -> Result<()> {
     for cell in &cells {
         let since = cell.limit.since + 1.0;
         let share = received(cell.receiver(&server), cell.run, since, since + 30.0)? / 1e5;
+        eprintln!("{}: {share:.3} of 100 KB/s", cell.direction);
         ensure!((0.85..=1.05).contains(&share), "{}: {share:.3} of 100 KB/s", cell.direction);
     }
     Ok(())
