@@ -94,8 +94,11 @@ impl Namespace {
     }
 
     /// Runs `work` on a thread inside the namespace. Sockets that it makes stay there for good, wherever
-    /// they are used later.
+    /// they are used later. Needs CAP_SYS_ADMIN, unless the calling thread is there already.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        if self.inode()? == Self::current()?.inode()? {
+            return work();
+        }
         in_thread(|| {
             setns(&self.descriptor, CloneFlags::CLONE_NEWNET).context("enter a network namespace")?;
             work()

@@ -6,7 +6,7 @@
 //! something can't be had stays on a lower rung, with the reason, and no limit fails for it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     os::fd::{BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -100,6 +100,8 @@ pub(super) struct Queue {
     /// Classes whose limit is over, with their ends.
     released: Vec<(Instant, u32)>,
     looked: Option<Instant>,
+    /// Devices that could not be equipped: process and device, so that each is told of once.
+    refused: BTreeSet<(u32, u32)>,
     /// Packets refused by each class, all places together, and when they were counted.
     dropped: BTreeMap<u32, u64>,
     counted: Option<Instant>,
@@ -192,8 +194,13 @@ impl Queue {
         if namespace.is_some_and(known) {
             return;
         }
-        if let Err(error) = self.try_equip(loaded, pid, namespace, device) {
-            tracing::debug!("no queue at device {device} of process {pid}: {error}");
+        if let Err(error) = self.try_equip(loaded, pid, namespace, device)
+            && self.refused.insert((pid, device))
+        {
+            tracing::warn!(
+                "no queue at device {device} of process {pid}, what is too much of a download is dropped, and sent \
+                 again: {error}"
+            );
         }
     }
 
@@ -227,6 +234,7 @@ impl Queue {
         self.released = wait;
         if self.classes.is_empty() && self.released.is_empty() {
             self.places.clear();
+            self.refused.clear();
             return true;
         }
         for place in self.places.values_mut() {
@@ -309,8 +317,8 @@ impl Place {
     fn set_class(&mut self, class: Class) -> Result<()> {
         let Ok((ifb, _)) = self.ifb else { return Ok(()) };
         let rate = (u128::from(class.rate) * u128::from(FRAME) / u128::from(PACKET)) as u64;
-        // What a late timer may catch up with: 4 ms.
-        let burst = (rate / 250).max(2 * FRAME);
+        // What a late timer may catch up with: 10 ms.
+        let burst = (rate / 100).max(2 * FRAME);
         self.tc.set_class(ifb, class.id, rate, burst)?;
         self.tc.set_queue(ifb, class.id, class.rate.clamp(LEAST_BYTES, MOST_BYTES) as u32)
     }
