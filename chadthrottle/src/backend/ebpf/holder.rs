@@ -52,7 +52,7 @@ const MIN_CREDIT: u64 = 65_536;
 /// arrived. Over a long line that takes longer; but there what is under way is little compared with what a
 /// queue may hold.
 const LEAST_SHRINK: Duration = Duration::from_millis(10);
-const MOST_SHRINK: Duration = Duration::from_millis(60);
+const MOST_SHRINK: Duration = Duration::from_millis(100);
 const SHRINK_STEP: Duration = Duration::from_millis(5);
 
 /// A map element is given back to the map only when no program can be at work on it any more.
@@ -263,7 +263,7 @@ impl Holder {
     fn await_lower_windows(&self, key: u64) {
         let Some(look) = &self.look else { return };
         let pids = look.members.get(&key).cloned().unwrap_or_default();
-        let mut before = look.records(key);
+        let before = look.records(key);
         let start = Instant::now();
         while start.elapsed() < MOST_SHRINK {
             thread::sleep(SHRINK_STEP);
@@ -285,7 +285,6 @@ impl Holder {
             if !now.values().any(late) && start.elapsed() >= LEAST_SHRINK {
                 break;
             }
-            before = now;
         }
     }
 
