@@ -96,6 +96,20 @@ pub struct TokenBucket {
     pub urgent_ticks: u64,
     /// Zero of the virtual time, CLOCK_MONOTONIC ns.
     pub epoch_ns: u64,
+    /// Upload: the pacing rate that all flows share, IP bytes/s (see [`crate::pacing`]); 0: none is paced.
+    pub level: u64,
+    /// Time between two looks at the level, ns.
+    pub level_period_ns: u64,
+    /// CLOCK_MONOTONIC ns of the last look.
+    pub level_at_ns: u64,
+    /// Bytes passed at the last look.
+    pub level_passed: u64,
+    /// Packets refused at the last look.
+    pub level_refused: u64,
+    /// Download: [`CgroupThrottleConfig::class_id`].
+    pub class_id: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// New figures for a bucket in use, the packet that `change_bucket` is run with. A bucket is never
@@ -160,6 +174,18 @@ pub const TAG_SHARED: u32 = 1;
 pub const TAG_LISTENER: u32 = 2;
 /// The owner was told that an accepted socket of unclear ownership is being used.
 pub const TAG_TOLD: u32 = 4;
+
+/// How a TCP flow is paced by us (`SK_STORAGE` map `FLOWS`, which an accepted socket does not inherit).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flow {
+    /// The level that was last applied to it, IP bytes/s; 0: it is not paced by us.
+    pub level: u64,
+    /// The cap it had before, payload bytes/s; `u64::MAX`: none. It comes back when the limit ends.
+    pub saved: u64,
+    /// 1: it follows the level by itself, at every round trip.
+    pub follows: u64,
+}
 
 /// A process that is limited. Map `PROCESSES`, keyed by its tgid in the initial PID namespace.
 #[repr(C)]
@@ -231,6 +257,8 @@ pub struct SocketRecord {
     pub bytes_acked: u64,
     /// Payload bytes received in order since the socket was made; TCP only.
     pub bytes_received: u64,
+    /// [`Flow::level`] of the socket.
+    pub level: u64,
     /// Inode number of the socket's network namespace.
     pub namespace: u32,
     /// Number of the device, in that namespace, at which its last packets arrived; 0: not known.
@@ -243,22 +271,25 @@ pub const RECORD_WAS_UNTAGGED: u32 = 1;
 pub const RECORD_SHARED: u32 = 2;
 /// The socket listens.
 pub const RECORD_LISTENER: u32 = 4;
+/// The flow follows the level of its limits by itself.
+pub const RECORD_FOLLOWS: u32 = 8;
 /// The socket has advertised a window that a limit of its process lowered, or would have.
-pub const RECORD_LOWERED: u32 = 8;
+pub const RECORD_LOWERED: u32 = 16;
 
 const _: () = {
     assert!(size_of::<CgroupThrottleConfig>() == 40);
     assert!(size_of::<ActiveFlows>() == 32);
     assert!(size_of::<FlowWindow>() == 32);
-    assert!(size_of::<TokenBucket>() == 56);
+    assert!(size_of::<TokenBucket>() == 104);
     assert!(size_of::<ThrottleStats>() == 48);
     assert!(size_of::<Tag>() == 64);
+    assert!(size_of::<Flow>() == 24);
     assert!(size_of::<ProcessEntry>() == 40);
     assert!(size_of::<State>() == 16);
     assert!(size_of::<Lost>() == 16);
     assert!(size_of::<Event>() == 16);
-    assert!(size_of::<BucketChange>() == 80);
-    assert!(size_of::<SocketRecord>() == 48);
+    assert!(size_of::<BucketChange>() == 128);
+    assert!(size_of::<SocketRecord>() == 56);
 };
 
 #[cfg(feature = "user")]
@@ -274,6 +305,8 @@ mod pod {
     unsafe impl aya::Pod for ActiveFlows {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Tag {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for Flow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ProcessEntry {}
     // SAFETY: as above.

@@ -25,7 +25,7 @@
 
 use core::num::NonZeroU64;
 
-use crate::abi::TokenBucket;
+use crate::{abi::TokenBucket, pacing::BURST_TICKS};
 
 /// Ticks in a nanosecond.
 pub const TICKS_PER_NS: u64 = 64;
@@ -36,15 +36,16 @@ pub const TICKS_PER_SECOND: u64 = TICKS_PER_NS * 1_000_000_000;
 /// Largest length that [`cost`] tells apart, in bytes. A GSO buffer has at most 512 KiB (BIG TCP).
 pub const MAX_LENGTH: u64 = 1 << 27;
 
-/// Small TCP packets pass while the debt is below what a full GSO buffer costs, and this on top, in ticks.
-pub const SMALL_SLACK: u64 = 50_000_000 * TICKS_PER_NS;
+/// Small TCP packets pass while the debt is below what a full GSO buffer costs, and this on top, in ticks. More
+/// than what bulk may take, else acknowledgements starve behind an upload that keeps the bucket in debt.
+pub const SMALL_SLACK: u64 = BURST_TICKS + 50_000_000 * TICKS_PER_NS;
 
 /// Packets that open or close a TCP connection pass while the debt is below what this many GSO buffers cost
 /// (each CPU may have let one pass at the same time), and [`URGENT_SLACK`] on top.
 pub const URGENT_BUFFERS: u64 = 3;
 
 /// See [`URGENT_BUFFERS`]; in ticks.
-pub const URGENT_SLACK: u64 = 200_000_000 * TICKS_PER_NS;
+pub const URGENT_SLACK: u64 = BURST_TICKS + 200_000_000 * TICKS_PER_NS;
 
 /// Bytes of the largest GSO buffer with the headers of all its segments.
 pub const GSO_BYTES: u64 = 68_000;
@@ -82,6 +83,20 @@ pub fn ticks(now_ns: u64, epoch_ns: u64) -> u64 {
 #[inline(always)]
 pub fn has_room(virtual_time: u64, now: u64, tolerated: u64) -> bool {
     virtual_time <= now.saturating_add(tolerated)
+}
+
+/// How many of the `tolerated` debts, in ticks, the bucket's debt exceeds: [`has_room`] for each, but for a tick,
+/// and without a branch. A program that asks several buckets would else have so many ways through it that the
+/// verifier gives up.
+#[inline(always)]
+pub fn exceeded<const N: usize>(virtual_time: u64, now: u64, tolerated: [u64; N]) -> u64 {
+    let mut count = 0;
+    for debt in tolerated {
+        // Halves, whose difference has a sign.
+        let most = now.wrapping_add(debt) >> 1;
+        count += most.wrapping_sub(virtual_time >> 1) >> 63;
+    }
+    count
 }
 
 /// Charges `cost` to a bucket whose virtual time was seen as `seen`.

@@ -4,5 +4,6 @@
 
 pub mod abi;
 pub mod bucket;
+pub mod pacing;
 pub mod window;
 pub mod wire;

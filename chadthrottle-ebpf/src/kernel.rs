@@ -27,6 +27,7 @@ globals! {
     SK_FAMILY,
     SK_STATE,
     SK_PROTOCOL,
+    SK_MAX_PACING_RATE,
     TCP_BYTES_ACKED,
     TCP_BYTES_RECEIVED,
     SK_NET,

@@ -5,7 +5,7 @@ use core::num::NonZeroU64;
 
 use aya_ebpf::{
     bindings::bpf_sock,
-    helpers::{bpf_sk_fullsock, bpf_skc_to_mptcp_sock},
+    helpers::{bpf_ktime_get_ns, bpf_sk_fullsock, bpf_skc_to_mptcp_sock},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -14,15 +14,16 @@ use chadthrottle_common::{
         BucketChange, CLASS_MAJOR, DOWNLOAD, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER,
         TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
-    bucket::{SMALL_PACKET, Word, charge, cost, has_room, ticks},
+    bucket::{SMALL_PACKET, Word, charge, cost, exceeded, has_room, ticks},
+    pacing::BURST_TICKS,
     wire::Wire,
 };
 
 use crate::{
     atomic::{self, MapWord},
     kernel::global,
-    maps::{CGROUP_BUCKETS, CGROUP_CONFIGS, CGROUP_STATS, EVENTS, TAGS, live_state, resolve},
-    packet,
+    maps::{CGROUP_BUCKETS, CGROUP_STATS, EVENTS, MPTCP, TAGS, live_state, resolve},
+    packet, pacing,
 };
 
 /// Verdicts of cgroup_skb (egress has all of them, ingress the first two).
@@ -38,15 +39,16 @@ pub const TCP_LISTEN: u32 = 10;
 /// Number of the loopback device in every network namespace.
 const LOOPBACK: u32 = 1;
 
+/// What the packet's socket carries. The helpers themselves refuse what is no full socket.
 #[inline(always)]
 unsafe fn tag_of(socket: *mut bpf_sock) -> Option<&'static mut Tag> {
-    // SAFETY: the caller's: a full socket from the context.
+    // SAFETY: the caller's: a socket from the context.
     unsafe {
         if let Some(tag) = TAGS.get(socket.cast()) {
             return Some(tag);
         }
         // Subflows of MPTCP are the kernel's own sockets; the one the process holds is above them.
-        if global::HAVE_MPTCP() == 0 || (*socket).protocol != IPPROTO_TCP {
+        if global::HAVE_MPTCP() == 0 || *MPTCP.get(0)? == 0 {
             return None;
         }
         let above = bpf_skc_to_mptcp_sock(socket.cast());
@@ -62,6 +64,15 @@ unsafe fn tag_of(socket: *mut bpf_sock) -> Option<&'static mut Tag> {
     }
 }
 
+#[inline(always)]
+unsafe fn is_tcp(socket: *mut bpf_sock) -> bool {
+    // SAFETY: the caller's: a socket from the context.
+    unsafe {
+        let socket = bpf_sk_fullsock(socket);
+        !socket.is_null() && (*socket).protocol == IPPROTO_TCP
+    }
+}
+
 /// Whether it belongs to a listener that several processes share, and none of them has claimed it yet.
 #[inline(always)]
 fn unclaimed(tag: &Tag) -> bool {
@@ -72,7 +83,7 @@ fn unclaimed(tag: &Tag) -> bool {
 /// The tag of a socket that limits hold, resolved; `None` when none does.
 ///
 /// # Safety
-/// `socket` is a full socket that the verifier knows.
+/// `socket` is one that the verifier knows.
 #[inline(always)]
 pub unsafe fn held_tag(socket: *mut bpf_sock, epoch: u64) -> Option<&'static mut Tag> {
     // SAFETY: the caller's.
@@ -109,11 +120,15 @@ pub fn stats(id: u64, direction: usize) -> Option<*mut ThrottleStats> {
     CGROUP_STATS.get_ptr_mut(id).map(|pair| unsafe { pair.cast::<ThrottleStats>().add(direction) })
 }
 
+/// `queued`: it has waited in a queue.
 #[inline(always)]
-unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool) {
+unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool, queued: bool) {
     let Some(stats) = stats(id, direction) else { return };
     // SAFETY: points into a map value.
     unsafe {
+        if queued {
+            atomic::add(&raw mut (*stats).packets_delayed, wire.packets);
+        }
         if passed {
             atomic::add(&raw mut (*stats).packets_passed, wire.packets);
             atomic::add(&raw mut (*stats).bytes_passed, wire.bytes);
@@ -124,16 +139,23 @@ unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool) {
     }
 }
 
+// What a packet is: the higher, the more debt it may find. 0: none of these.
+const TCP: u64 = 1;
+/// It may be an acknowledgement.
+const SMALL_TCP: u64 = 2;
+/// Opens, closes or resets a connection.
+const URGENT_TCP: u64 = 3;
+
 /// A packet that a limit may hold.
 struct Packet<'a> {
     ctx: &'a SkBuffContext,
+    socket: *mut bpf_sock,
     direction: usize,
-    now_ns: u64,
+    /// [`recent_ns`](crate::maps::recent_ns): what has room by it has room by the clock.
+    recent_ns: u64,
     wire: Wire,
-    /// TCP that may be an acknowledgement, or opens or closes a connection.
-    small: bool,
-    /// Class of the queue through which it came; 0: none.
-    class: u32,
+    /// Of a packet that came through a queue, its class.
+    priority: u32,
 }
 
 /// A limit's bucket, as the packet found it.
@@ -145,14 +167,29 @@ struct Found {
 }
 
 impl Packet<'_> {
-    /// `None`: no such limit any more, or none in this direction.
+    /// Null: no such limit any more.
     #[inline(always)]
-    unsafe fn find<const CAS: bool>(&self, id: u64) -> Option<Found> {
-        // SAFETY: a map value of two elements, direction 0 or 1.
+    unsafe fn bucket(&self, id: u64) -> *mut TokenBucket {
+        if id == 0 {
+            return core::ptr::null_mut();
+        }
+        match CGROUP_BUCKETS.get_ptr_mut(id) {
+            // SAFETY: a map value of two elements, direction 0 or 1.
+            Some(pair) => unsafe { pair.cast::<TokenBucket>().add(self.direction) },
+            None => core::ptr::null_mut(),
+        }
+    }
+
+    /// `None`: no limit in this direction.
+    #[inline(always)]
+    unsafe fn find<const CAS: bool>(&self, bucket: *mut TokenBucket) -> Option<Found> {
+        if bucket.is_null() {
+            return None;
+        }
+        // SAFETY: else it came from the map in this run.
         unsafe {
-            let bucket = CGROUP_BUCKETS.get_ptr_mut(id)?.cast::<TokenBucket>().add(self.direction);
             let rate = NonZeroU64::new((*bucket).rate_bps)?;
-            let now = ticks(self.now_ns, (*bucket).epoch_ns);
+            let now = ticks(self.recent_ns, (*bucket).epoch_ns);
             let seen = MapWord::<CAS>(&raw mut (*bucket).virtual_time).load();
             Some(Found { bucket, rate, now, seen })
         }
@@ -160,23 +197,36 @@ impl Packet<'_> {
 
     /// Whether the packet came through this very limit's queue: then it has waited its time.
     #[inline(always)]
-    fn was_queued(&self, id: u64) -> bool {
-        // SAFETY: the element is freed only a second after the last tag that names it was resolved anew.
-        self.class != 0
-            && unsafe { CGROUP_CONFIGS.get(id) }.is_some_and(|[_, config]| config.class_id == self.class)
+    unsafe fn was_queued(&self, found: &Found) -> bool {
+        // SAFETY: the pointer came from the map in this run.
+        unsafe { (*found.bucket).class_id != 0 && (*found.bucket).class_id == self.priority }
     }
 
+    /// What a packet has to be to pass: 0 anything, then [`TCP`] and so on; more than these: nothing passes.
     #[inline(always)]
-    unsafe fn has_room(&self, id: u64, found: &Found) -> bool {
-        if has_room(found.seen, found.now, 0) || self.was_queued(id) {
-            return true;
-        }
+    unsafe fn demand(&self, found: &Found, now_ns: u64) -> u64 {
         // SAFETY: the pointer came from the map in this run.
         unsafe {
-            self.small
-                && (has_room(found.seen, found.now, (*found.bucket).small_ticks)
-                    || has_room(found.seen, found.now, (*found.bucket).urgent_ticks)
-                        && packet::is_urgent(self.ctx))
+            let paced = self.direction == UPLOAD && (*found.bucket).level != 0;
+            let burst = if paced { BURST_TICKS } else { 0 };
+            let tolerances = [0, burst, (*found.bucket).small_ticks, (*found.bucket).urgent_ticks];
+            let exceeded = exceeded(found.seen, ticks(now_ns, (*found.bucket).epoch_ns), tolerances);
+            if self.was_queued(found) { 0 } else { exceeded }
+        }
+    }
+
+    /// The highest demand that this packet meets. Only asked when there is one.
+    #[inline(always)]
+    unsafe fn meets(&self) -> u64 {
+        // SAFETY: the socket came with the context.
+        if !unsafe { is_tcp(self.socket) } {
+            0
+        } else if self.wire.bytes > SMALL_PACKET {
+            TCP
+        } else if packet::is_urgent(self.ctx) {
+            URGENT_TCP
+        } else {
+            SMALL_TCP
         }
     }
 
@@ -186,17 +236,20 @@ impl Packet<'_> {
         unsafe {
             let word = MapWord::<CAS>(&raw mut (*found.bucket).virtual_time);
             let cost = cost(self.wire.bytes, found.rate);
-            // What was queued is held by the queue. It only takes room from what was not; if the queue's
-            // clock runs a little faster than the bucket's, that must not add up to a debt.
-            if self.class == 0 || has_room(found.seen, found.now, 0) {
+            // What this limit's queue has held only takes room from what came past it; if the queue's clock
+            // runs a little faster than the bucket's, that must not add up to a debt.
+            if has_room(found.seen, found.now, 0) || !self.was_queued(found) {
                 charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
             }
-            count(id, self.direction, self.wire, true);
-            if self.class != 0
-                && let Some(stats) = stats(id, self.direction)
-            {
-                atomic::add(&raw mut (*stats).packets_delayed, self.wire.packets);
-            }
+            count(id, self.direction, self.wire, true, self.priority >> 16 == CLASS_MAJOR);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn look_at_level(&self, id: u64, found: &Found) {
+        if self.direction == UPLOAD {
+            // SAFETY: as above.
+            unsafe { pacing::look(id, found.bucket, self.recent_ns) };
         }
     }
 
@@ -205,40 +258,74 @@ impl Packet<'_> {
     unsafe fn pass_one<const CAS: bool>(&self, id: u64) -> bool {
         // SAFETY: as above.
         unsafe {
-            let Some(found) = self.find::<CAS>(id) else { return true };
-            let passes = self.has_room(id, &found);
+            let Some(found) = self.find::<CAS>(self.bucket(id)) else { return true };
+            self.look_at_level(id, &found);
+            let passes = has_room(found.seen, found.now, 0)
+                || self.was_queued(&found)
+                || self.demand(&found, bpf_ktime_get_ns()) <= self.meets();
             if passes {
                 self.charge::<CAS>(id, &found);
             } else {
-                count(id, self.direction, self.wire, false);
+                count(id, self.direction, self.wire, false, false);
             }
             passes
+        }
+    }
+
+    /// Whether it passes nested limits of which one seems to have no room; counts it where not.
+    #[inline(always)]
+    unsafe fn pass_late<const CAS: bool>(
+        &self,
+        buckets: &[*mut TokenBucket; MAX_NESTED],
+        ids: &[u64; MAX_NESTED],
+    ) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
+            let mut refused = [0; MAX_NESTED];
+            let mut any = 0;
+            for (bucket, refused) in buckets.iter().zip(&mut refused) {
+                if let Some(found) = self.find::<CAS>(*bucket) {
+                    // 1 when the demand is higher: no branch, as in `exceeded`.
+                    *refused = meets.wrapping_sub(self.demand(&found, now_ns)) >> 63;
+                    any += *refused;
+                }
+            }
+            if any != 0 {
+                for (refused, id) in refused.iter().zip(ids) {
+                    if *refused != 0 {
+                        count(*id, self.direction, self.wire, false, false);
+                    }
+                }
+            }
+            any == 0
         }
     }
 
     /// Nested limits: all are asked, then all are charged.
     #[inline(always)]
     unsafe fn pass_all<const CAS: bool>(&self, ids: &[u64; MAX_NESTED]) -> bool {
-        let mut passes = true;
         // SAFETY: as above.
         unsafe {
-            for id in ids {
-                if let Some(found) = self.find::<CAS>(*id)
-                    && !self.has_room(*id, &found)
-                {
-                    passes = false;
-                    count(*id, self.direction, self.wire, false);
+            let [a, b, c, d] = *ids;
+            let buckets = [self.bucket(a), self.bucket(b), self.bucket(c), self.bucket(d)];
+            let mut late = 0;
+            for bucket in buckets {
+                if let Some(found) = self.find::<CAS>(bucket) {
+                    late += exceeded(found.seen, found.now, [0]);
                 }
             }
-            if passes {
-                for id in ids {
-                    if let Some(found) = self.find::<CAS>(*id) {
-                        self.charge::<CAS>(*id, &found);
-                    }
+            if late != 0 && !self.pass_late::<CAS>(&buckets, ids) {
+                return false;
+            }
+            for (bucket, id) in buckets.iter().zip(ids) {
+                if let Some(found) = self.find::<CAS>(*bucket) {
+                    self.look_at_level(*id, &found);
+                    self.charge::<CAS>(*id, &found);
                 }
             }
         }
-        passes
+        true
     }
 }
 
@@ -252,12 +339,8 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         if socket.is_null() {
             return None;
         }
-        let socket = bpf_sk_fullsock(socket);
-        if socket.is_null() {
-            return None;
-        }
         let tag = tag_of(socket)?;
-        let (state, now_ns) = live_state()?;
+        let (state, recent_ns) = live_state()?;
         resolve(tag, state.epoch);
         if tag.limits[0] == 0 {
             return None;
@@ -268,19 +351,11 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
             }
             return None;
         }
-        let tcp = (*socket).protocol == IPPROTO_TCP;
-        let wire = packet::wire(ctx);
-        let mut class = 0;
-        if direction == DOWNLOAD {
-            let priority = (*ctx.skb.skb).priority;
-            if priority >> 16 == CLASS_MAJOR {
-                class = priority;
-            } else {
-                tell_device(ctx, tag);
-            }
+        let priority = (*ctx.skb.skb).priority;
+        if direction == DOWNLOAD && priority >> 16 != CLASS_MAJOR {
+            tell_device(ctx, tag);
         }
-        let small = tcp && wire.bytes <= SMALL_PACKET;
-        let packet = Packet { ctx, direction, now_ns, wire, small, class };
+        let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx), priority };
         let passes = if tag.limits[1] == 0 {
             packet.pass_one::<CAS>(tag.limits[0])
         } else {
@@ -288,7 +363,7 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         };
         Some(if passes {
             PASS
-        } else if direction == UPLOAD && !tcp {
+        } else if direction == UPLOAD && !is_tcp(socket) {
             // The sender must not see an error.
             DROP_AND_SLOW_DOWN
         } else {
@@ -340,6 +415,9 @@ pub fn change_bucket(ctx: SkBuffContext) -> i32 {
         (*bucket).capacity_ticks = change.bucket.capacity_ticks;
         (*bucket).small_ticks = change.bucket.small_ticks;
         (*bucket).urgent_ticks = change.bucket.urgent_ticks;
+        (*bucket).class_id = change.bucket.class_id;
+        (*bucket).level = change.bucket.level;
+        (*bucket).level_period_ns = change.bucket.level_period_ns;
         atomic::add(&raw mut (*bucket).virtual_time, change.shift);
         (*bucket).rate_bps = change.bucket.rate_bps;
     }

@@ -1,6 +1,7 @@
 //! ChadThrottle's eBPF programs.
 //!
 //! - [`limit`]: a packet at the socket's hook: which limits hold it, may it pass.
+//! - [`pacing`]: TCP sends no faster than the limit, so that nothing need be refused.
 //! - [`download`]: the queue in front of a download limit, and the windows that keep it short.
 //! - [`tracking`]: which processes are limited: fork and exit.
 //! - [`sockets`]: which sockets those processes own: at birth, open already, in use.
@@ -19,6 +20,7 @@ mod kernel;
 mod limit;
 mod maps;
 mod packet;
+mod pacing;
 mod sockets;
 mod tracking;
 

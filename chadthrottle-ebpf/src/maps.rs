@@ -3,12 +3,12 @@
 use core::{ffi::c_void, ptr};
 
 use aya_ebpf::{
-    helpers::{bpf_ktime_get_ns, bpf_sk_storage_get},
+    helpers::{bpf_jiffies64, bpf_ktime_get_ns, bpf_sk_storage_get},
     macros::{btf_map, map},
     maps::{Array, HashMap, RingBuf},
 };
 use chadthrottle_common::abi::{
-    ActiveFlows, CgroupThrottleConfig, FlowWindow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag,
+    ActiveFlows, CgroupThrottleConfig, Flow, FlowWindow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag,
     ThrottleStats, TokenBucket,
 };
 
@@ -70,6 +70,10 @@ impl<T, const FLAGS: usize> SocketStorage<T, FLAGS> {
 #[btf_map]
 pub static TAGS: SocketStorage<Tag, 0x201> = SocketStorage::new();
 
+/// BPF_F_NO_PREALLOC: what was done to one connection says nothing about those accepted from it.
+#[btf_map]
+pub static FLOWS: SocketStorage<Flow, 0x1> = SocketStorage::new();
+
 /// BPF_F_NO_PREALLOC: what is remembered of a connection's windows is not its children's.
 #[btf_map]
 pub static WINDOWS: SocketStorage<FlowWindow, 0x1> = SocketStorage::new();
@@ -91,12 +95,63 @@ pub static LOST: Array<Lost> = Array::with_max_entries(1, 0);
 #[map]
 pub static EVENTS: RingBuf = RingBuf::with_byte_size(256 * 1024, 0);
 
-/// The lease and the epoch, and the time at which the lease was found to run; `None` when it ran out.
+/// 1: a socket of MPTCP was tagged. As long as none was, packets without a tag need not be asked what
+/// stands above their socket.
+#[map]
+pub static MPTCP: Array<u32> = Array::with_max_entries(1, 0);
+
+/// A time that was read lately.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Clock {
+    /// When, by the kernel's count of timer interrupts (one in 1 to 10 ms).
+    jiffy: u64,
+    /// CLOCK_MONOTONIC ns.
+    ns: u64,
+}
+
+#[map]
+pub static CLOCK: Array<Clock> = Array::with_max_entries(1, 0);
+
+/// A time since the last timer interrupt or so, never one ahead of the clock: costs nothing where the
+/// clock itself is a good part of what a packet costs.
+///
+/// Several processors write the two words without a lock: then they may not belong together, but
+/// whatever stands there was the time once.
+#[inline(always)]
+pub fn recent_ns() -> u64 {
+    // SAFETY: no arguments; a map value of two words.
+    unsafe {
+        let jiffy = bpf_jiffies64();
+        let Some(clock) = CLOCK.get_ptr_mut(0) else { return bpf_ktime_get_ns() };
+        if ptr::read_volatile(&raw const (*clock).jiffy) == jiffy {
+            return ptr::read_volatile(&raw const (*clock).ns);
+        }
+        let now = bpf_ktime_get_ns();
+        ptr::write_volatile(&raw mut (*clock).ns, now);
+        ptr::write_volatile(&raw mut (*clock).jiffy, jiffy);
+        now
+    }
+}
+
+/// To be called before a socket of `protocol` is tagged.
+#[inline(always)]
+pub fn note_protocol(protocol: u32) {
+    const IPPROTO_MPTCP: u32 = 262;
+    if protocol == IPPROTO_MPTCP
+        && let Some(seen) = MPTCP.get_ptr_mut(0)
+    {
+        // SAFETY: a map value.
+        unsafe { ptr::write_volatile(seen, 1) };
+    }
+}
+
+/// The lease and the epoch, and the [`recent_ns`] at which the lease was found to run; `None` when it ran
+/// out.
 #[inline(always)]
 pub fn live_state() -> Option<(&'static State, u64)> {
     let state = STATE.get(0)?;
-    // SAFETY: no arguments.
-    let now = unsafe { bpf_ktime_get_ns() };
+    let now = recent_ns();
     (now < state.lease_deadline_ns).then_some((state, now))
 }
 

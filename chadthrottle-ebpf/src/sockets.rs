@@ -10,14 +10,14 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SockContext},
 };
 use chadthrottle_common::abi::{
-    MAX_NESTED, ProcessEntry, RECORD_LISTENER, RECORD_LOWERED, RECORD_SHARED, RECORD_WAS_UNTAGGED,
+    MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_LOWERED, RECORD_SHARED, RECORD_WAS_UNTAGGED,
     SocketRecord, TAG_LISTENER, TAG_SHARED, Tag,
 };
 
 use crate::{
     atomic,
     kernel::{field, global},
-    maps::{LOST, PROCESSES, STATE, TAGS, WINDOWS, live_state},
+    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, WINDOWS, live_state, note_protocol},
 };
 
 const AF_INET: u16 = 2;
@@ -44,6 +44,7 @@ pub fn tag_new_socket(ctx: SockContext) -> i32 {
     // SAFETY: the context is the socket.
     unsafe {
         if let Some(entry) = PROCESSES.get(tgid) {
+            note_protocol((*ctx.sock).protocol);
             if let Some(tag) = TAGS.get_or_create(ctx.as_ptr()) {
                 own(tag, tgid, entry);
             } else if let Some(lost) = LOST.get_ptr_mut(0) {
@@ -95,6 +96,7 @@ unsafe fn claim(socket: *mut c_void, tgid: u32, entry: &ProcessEntry) -> u32 {
         if TAGS.get(socket).is_none() {
             flags |= RECORD_WAS_UNTAGGED;
         }
+        note_protocol(field::<u16>(socket, global::SK_PROTOCOL()).into());
         let Some(tag) = TAGS.get_or_create(socket) else {
             return flags;
         };
@@ -170,6 +172,7 @@ pub fn tag_open_sockets(ctx: *mut TaskFileContext) -> i32 {
             protocol: u32::from(field::<u16>(sk, global::SK_PROTOCOL())),
             bytes_acked: 0,
             bytes_received: 0,
+            level: 0,
             namespace: 0,
             device: 0,
         };
@@ -185,6 +188,12 @@ pub fn tag_open_sockets(ctx: *mut TaskFileContext) -> i32 {
         }
         if global::SK_RX_DEVICE() != 0 {
             record.device = field(sk, global::SK_RX_DEVICE());
+        }
+        if let Some(flow) = FLOWS.get(sk) {
+            record.level = flow.level;
+            if flow.follows != 0 {
+                record.flags |= RECORD_FOLLOWS;
+            }
         }
         let tcp: *const c_void = bpf_skc_to_tcp_sock(sk).cast();
         if !tcp.is_null() {

@@ -13,8 +13,9 @@ mod tests;
 mod watch;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs,
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -79,12 +80,16 @@ struct Opened {
     driver: &'static Driver,
     direction: Direction,
     backend: Box<dyn Backend>,
+    /// When [`Backend::follow`] wants to be called.
+    follow_at: Option<Instant>,
 }
 
 /// All limits of the host. Dropping it ends them.
 pub struct Engine {
     site: Site,
     drivers: &'static [Driver],
+    /// Gets what [`Backend::estate`] gives, before a limit is applied.
+    heir: Box<dyn FnMut(OwnedFd) -> Result<()>>,
     known: Known,
     opened: Vec<Opened>,
     limits: BTreeMap<LimitId, Held>,
@@ -98,10 +103,16 @@ pub struct Engine {
 
 impl Engine {
     /// Without limits; backends are opened when the first limit wants them.
-    pub fn new(site: Site, drivers: &'static [Driver]) -> Self {
+    /// `heir` is given what the janitor needs to undo a backend's work when this process is killed.
+    pub fn new(
+        site: Site,
+        drivers: &'static [Driver],
+        heir: impl FnMut(OwnedFd) -> Result<()> + 'static,
+    ) -> Self {
         Self {
             site,
             drivers,
+            heir: Box::new(heir),
             known: Known::default(),
             opened: Vec::new(),
             limits: BTreeMap::new(),
@@ -121,16 +132,13 @@ impl Engine {
     /// should know: backends that failed, a direction that could not be had. After an error nothing has
     /// changed. A detached limit of the very same targets is changed to what is asked for now.
     pub fn set(&mut self, request: &LimitRequest, asker: Asker) -> Result<(LimitReport, Vec<String>)> {
-        self.same_site(&request.site)?;
         validate(&request.rates)?;
         let duration = request.duration.map(valid_duration).transpose()?;
-        let name = valid_targets(&request.targets)?;
-        let mut targets: Vec<Target> = Vec::new();
-        for target in &request.targets {
-            if !targets.contains(target) {
-                targets.push(target.clone());
-            }
-        }
+        let mut seen = HashSet::new();
+        let targets: Vec<Target> =
+            request.targets.iter().filter(|target| seen.insert(*target)).cloned().collect();
+        let name = valid_targets(&targets)?;
+        self.move_to(&request.site)?;
         let wanted = PerDirection::from_fn(|direction| match request.rates.get(direction) {
             Some(rate) => Want::Rate(*rate, request.backends.get(direction).clone()),
             None => Want::Nothing,
@@ -219,10 +227,19 @@ impl Engine {
         self.end_each(ids, EndReason::OwnerStopped, now)
     }
 
-    /// An owner works at one place; a client that wants another has to be told.
-    fn same_site(&self, wanted: &Site) -> Result<()> {
+    /// An owner works at one place. Without limits it goes where a client wants it; else that client has
+    /// to be told.
+    fn move_to(&mut self, wanted: &Site) -> Result<()> {
         let place = |site: &Site| site.cgroup_root.as_deref().map(resolved);
         if place(&self.site) == place(wanted) {
+            return Ok(());
+        }
+        if self.limits.is_empty() {
+            self.clear_backends();
+            self.opened.clear();
+            self.leftovers.clear();
+            self.known = Known::default();
+            self.site = wanted.clone();
             return Ok(());
         }
         let name = |site: &Site| match &site.cgroup_root {
@@ -284,7 +301,7 @@ impl Engine {
 
     /// Removes a limit from a backend, and remembers it if that fails.
     fn lift(&mut self, opened: usize, id: LimitId) {
-        let Opened { driver, direction, backend } = &mut self.opened[opened];
+        let Opened { driver, direction, backend, .. } = &mut self.opened[opened];
         if let Err(error) = backend.remove(id) {
             tracing::error!("remove limit {id} from {} ({direction}): {error}", driver.name);
             self.leftovers.push((opened, id));
@@ -303,6 +320,14 @@ impl Engine {
         Some(held)
     }
 
+    fn clear_backends(&mut self) {
+        for opened in self.opened.iter_mut().rev() {
+            if let Err(error) = opened.backend.clear() {
+                tracing::error!("clear {} ({}): {error}", opened.driver.name, opened.direction);
+            }
+        }
+    }
+
     fn end_each(&mut self, ids: Vec<LimitId>, reason: EndReason, now: Instant) -> Vec<Event> {
         let mut events = Vec::new();
         for id in ids {
@@ -318,11 +343,7 @@ impl Engine {
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        for opened in self.opened.iter_mut().rev() {
-            if let Err(error) = opened.backend.clear() {
-                tracing::error!("clear {} ({}): {error}", opened.driver.name, opened.direction);
-            }
-        }
+        self.clear_backends();
     }
 }
 

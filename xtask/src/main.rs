@@ -1,6 +1,7 @@
-//! The project's own commands: `cargo xtask build-ebpf | test | vm`.
+//! The project's own commands: `cargo xtask build-ebpf | test | vm | bench`.
 
 mod apt;
+mod bench;
 mod counts;
 mod ebpf;
 mod sh;
@@ -28,6 +29,8 @@ enum Command {
     Test(suite::Options),
     /// Run the root tests on Debian's kernels, in QEMU
     Vm(vm::Options),
+    /// Measure what the engine costs and how well it holds, and write docs/benchmarks/engine.md
+    Bench(bench::Options),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Command::BuildEbpf(options) => ebpf::run(&options),
         Command::Test(options) => suite::run(&options),
         Command::Vm(options) => vm::run(&options),
+        Command::Bench(options) => bench::run(&options),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

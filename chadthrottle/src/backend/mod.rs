@@ -1,7 +1,11 @@
 //! How a limit is held. Each backend implements [`Backend`]; the table [`DRIVERS`] feeds selection,
 //! the flags, `--list-backends` and `doctor`.
 
-use std::path::PathBuf;
+use std::{
+    os::fd::{BorrowedFd, OwnedFd},
+    path::PathBuf,
+    time::Duration,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -97,12 +101,24 @@ pub trait Backend {
     /// Extends the lease of everything applied; called at least once a second.
     fn renew(&mut self) -> Result<()>;
 
+    /// Work between two renewals: what the kernel side can't follow by itself. Returns when to call it again;
+    /// `None`: not before the next limit is applied or renewed.
+    fn follow(&mut self) -> Result<Option<Duration>> {
+        Ok(None)
+    }
+
     /// Ids of limits whose last process has ended since the last call. Cheap: called whenever
     /// [`Backend::wake_fd`] is readable, and once a second.
     fn ended(&mut self) -> Result<Vec<LimitId>>;
 
     /// Becomes readable when [`Backend::ended`] may have something to say.
     fn wake_fd(&self) -> Option<std::os::fd::RawFd>;
+
+    /// A descriptor by which [`settle`] can undo what would outlive this process; asked for once, right after
+    /// opening. `None`: nothing would.
+    fn estate(&self) -> Result<Option<OwnedFd>> {
+        Ok(None)
+    }
 
     /// Ends all limits and removes every kernel object.
     fn clear(&mut self) -> Result<()>;
@@ -133,6 +149,12 @@ pub struct Driver {
     pub requirements: fn(&Site) -> Vec<Requirement>,
     /// Opens it for one direction.
     pub open: fn(&Site, Direction) -> Result<Box<dyn Backend>>,
+}
+
+/// Undoes what a killed owner's backend left in other processes' sockets; how many things that were. Only the
+/// eBPF backend leaves any: pacing caps.
+pub fn settle(estate: BorrowedFd<'_>) -> Result<usize> {
+    ebpf::pacing::lift_all(estate)
 }
 
 /// All backends, best first.

@@ -174,7 +174,8 @@ pub struct Limit {
     pub rates: Rates,
     #[command(flatten)]
     pub duration: Duration,
-    /// Return at once; the limit stays until `clear`, the end of its target or of --duration
+    /// Return at once; the limit stays until `clear`, the end of its target or of --duration. Another one
+    /// on the very same targets replaces it
     #[arg(long)]
     pub detach: bool,
 }
@@ -209,6 +210,9 @@ pub struct Janitor {
     /// Descriptor that knows the owner's process
     #[arg(long)]
     pub owner_pidfd: RawFd,
+    /// Descriptor of what is to be settled for the owner's backend.
+    #[arg(long)]
+    pub estate_fd: Option<i32>,
 }
 
 /// Arguments that another room reads.

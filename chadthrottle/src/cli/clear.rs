@@ -5,7 +5,8 @@ use super::{
     resolve, session,
 };
 use crate::{
-    error::Result,
+    error::{Error, Result},
+    model::Target,
     output::{self, number},
     owner::{
         self,
@@ -14,27 +15,52 @@ use crate::{
     },
 };
 
+/// The error to tell when one of the targets shares a limit with others that were not named, so that it stays.
+fn still_limited(client: &mut Client, targets: &[Target]) -> Result<Option<Error>> {
+    if targets.is_empty() {
+        return Ok(None);
+    }
+    let Reply::Status(report) = client.request(&Request::Status)? else {
+        return Err(session::mismatch("status"));
+    };
+    let shared = report.limits.iter().find(|limit| {
+        let named = |target: &Target| targets.contains(target);
+        limit.targets.iter().any(named) && !limit.targets.iter().all(named)
+    });
+    Ok(shared.map(|limit| {
+        let all: Vec<_> = limit.targets.iter().map(ToString::to_string).collect();
+        let all = all.join(" ");
+        Error::failed(format!("a limit on all of {all} is still in force: `clear {all}` ends it"))
+    }))
+}
+
 /// `chadthrottle clear`. Nothing to clear is no failure: what was asked for is so.
 pub fn clear(global: &Global, args: &Clear) -> Result<u8> {
     let targets = resolve::targets(&args.targets)?;
     let names: Vec<_> = targets.iter().map(ToString::to_string).collect();
-    let mut ended = 0;
+    let (mut ended, mut shared) = (0, None);
     match Client::connect(global.runtime_dir())? {
-        Some(mut client) => match client.request(&Request::Clear { targets })? {
-            Reply::Cleared { ended: ids } => ended = ids.len(),
-            _ => return Err(session::mismatch("clear")),
-        },
+        Some(mut client) => {
+            match client.request(&Request::Clear { targets: targets.clone() })? {
+                Reply::Cleared { ended: ids } => ended = ids.len(),
+                _ => return Err(session::mismatch("clear")),
+            }
+            shared = still_limited(&mut client, &targets)?;
+        }
         // A living owner cleans up after itself.
         None => {
             for line in owner::sweep(global.runtime_dir())? {
-                output::message(&output::escape(&line));
+                output::message(&format!("removed {}", output::escape(&line)));
             }
         }
     }
-    output::message(&match (ended, names.is_empty()) {
-        (0, true) => "no limits in force".to_owned(),
-        (0, false) => format!("no limit in force on {}", names.join(" ")),
-        (ended, _) => format!("cleared {}", number::count(ended as u32, "limit", "limits")),
-    });
-    Ok(0)
+    match (ended, names.is_empty()) {
+        (0, true) => output::message("no limits in force"),
+        (0, false) if shared.is_some() => {}
+        (0, false) => output::message(&format!("no limit in force on {}", names.join(" "))),
+        (ended, _) => {
+            output::message(&format!("cleared {}", number::count(ended as u32, "limit", "limits")));
+        }
+    }
+    shared.map_or(Ok(0), Err)
 }

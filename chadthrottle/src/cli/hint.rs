@@ -15,8 +15,11 @@ pub fn mend(error: &Error, limits: bool, words: &[OsString]) -> Option<String> {
     if error.kind != Kind::NotPermitted || error.to_string().contains("sudo ") {
         return None;
     }
-    let missing: Vec<_> = caps::missing(&caps::FOR_EBPF).iter().map(ToString::to_string).collect();
-    let missing = (limits && !missing.is_empty()).then(|| format!("missing: {}", missing.join(", ")));
+    let missing = caps::missing(&caps::FOR_EBPF);
+    if missing.is_empty() && error.message.contains("make the runtime folder") {
+        return Some("use a folder of your own: --runtime-dir \"$XDG_RUNTIME_DIR/chadthrottle\"".to_owned());
+    }
+    let missing = (limits && !missing.is_empty()).then(|| format!("missing: {}", caps::names(&missing)));
     let line = (!nix::unistd::geteuid().is_root()).then(|| format!("as root: {}", sudo_line(words)));
     match (missing, line) {
         (Some(missing), Some(line)) => Some(format!("{missing}; {line}")),

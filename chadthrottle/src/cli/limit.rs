@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 use super::{
     args::{Duration, Global, Limit, Rates},
     resolve,
-    session::{self, Wake},
+    session::{self, Pulse, Wake},
     signals::{self, Signals},
 };
 use crate::{
@@ -43,7 +43,7 @@ fn hold(global: &Global, request: LimitRequest) -> Result<u8> {
     let hangup = (!signals::ignored(Signal::SIGHUP)).then_some(Signal::SIGHUP);
     let signals = Signals::watch([Signal::SIGINT, Signal::SIGTERM].into_iter().chain(hangup))?;
     output::message(&limits::limited(&limit));
-    match session::wait(&signals, Some(&mut client), &limit)? {
+    match session::wait(&signals, Some(&mut client), &limit, &mut Pulse::new())? {
         Wake::Signal(_) => session::leave(client),
         Wake::Ended(reason) => output::message(&session::ended(&limit, reason)),
         Wake::OwnerGone => return Err(Error::failed(session::owner_gone(&limit))),

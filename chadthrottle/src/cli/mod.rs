@@ -91,7 +91,9 @@ fn execute(args: Args) -> Result<u8> {
         Command::Owner(args) => {
             owner::server::main(global.runtime_dir(), &resolve::site(&global)?, args.ready_fd).map(|()| 0)
         }
-        Command::Janitor(args) => owner::janitor::main(global.runtime_dir(), args.owner_pidfd).map(|()| 0),
+        Command::Janitor(args) => {
+            owner::janitor::main(global.runtime_dir(), args.owner_pidfd, args.estate_fd).map(|()| 0)
+        }
         Command::Traffic(args) => selftest::traffic::main(&args.args).map(|()| 0),
     }
 }
@@ -131,8 +133,13 @@ fn parser_says(error: &clap::Error) -> ExitCode {
     if error.use_stderr() && plain.chars().any(|c| c.is_control() && c != '\n') {
         output::message(output::escape_lines(&plain).trim_end());
     } else {
-        // It fails when nobody reads any more.
-        let _ = error.print();
+        match error.print() {
+            Err(cause) if cause.kind() != io::ErrorKind::BrokenPipe => {
+                output::message(&format!("error: write to stdout: {cause}"));
+                return ExitCode::from(Kind::Failed.exit_code());
+            }
+            _ => {}
+        }
     }
     ExitCode::from(error.exit_code().clamp(0, 255) as u8)
 }

@@ -30,7 +30,7 @@ use nix::{
 use super::{
     args::{Global, Run},
     resolve,
-    session::{self, Wake},
+    session::{self, Pulse, Wake},
     signals::Signals,
 };
 use crate::{
@@ -79,8 +79,9 @@ pub fn run(global: &Global, args: &Run) -> Result<u8> {
         return Ok(if errno == Errno::ENOENT { NOT_THERE } else { NOT_EXECUTABLE });
     }
     let mut client = Some(client);
+    let mut pulse = Pulse::new();
     loop {
-        match session::wait(&signals, client.as_mut(), &limit)? {
+        match session::wait(&signals, client.as_mut(), &limit, &mut pulse)? {
             Wake::Signal(signal) if signal.ssi_signo == Signal::SIGCHLD as u32 => {
                 if let Some(code) = exit_code(pid)? {
                     if let Some(client) = client {

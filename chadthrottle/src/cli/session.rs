@@ -1,6 +1,9 @@
 //! A limit of this client's own: asking for it, hearing about it, giving it back.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use nix::{
     errno::Errno,
@@ -21,6 +24,11 @@ use crate::{
 
 /// How long leaving may wait for the owner to have freed the limit.
 const LEAVE: Duration = Duration::from_secs(1);
+
+/// How often the owner is asked for a sign of life.
+const ASK_PERIOD: Duration = Duration::from_secs(1);
+/// When it is missed: the owner's lease in the kernel is as long.
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Brings a limit into force; shows the owner's notices.
 pub fn limit(client: &mut Client, request: LimitRequest) -> Result<LimitReport> {
@@ -50,8 +58,64 @@ pub enum Wake {
     OwnerGone,
 }
 
+/// Whether the owner still gives signs of life. One that is stopped says nothing, keeps the connection,
+/// and limits nothing.
+pub struct Pulse {
+    ask_at: Instant,
+    asked_at: Option<Instant>,
+    lost: bool,
+}
+
+impl Pulse {
+    /// Of an owner that has just answered.
+    pub fn new() -> Self {
+        Self { ask_at: Instant::now() + ASK_PERIOD, asked_at: None, lost: false }
+    }
+
+    /// Until when to wait for the owner.
+    fn due(&self) -> Option<Instant> {
+        match self.asked_at {
+            Some(_) if self.lost => None,
+            Some(asked_at) => Some(asked_at + SILENCE),
+            None => Some(self.ask_at),
+        }
+    }
+
+    /// The owner had nothing to say up to now.
+    fn silent(&mut self, client: &mut Client, limit: &LimitReport) -> Result<()> {
+        if self.due().is_none_or(|due| due > Instant::now()) {
+            return Ok(());
+        }
+        if self.asked_at.is_some() {
+            self.lost = true;
+            output::warning(&format!(
+                "{}: its owner (process {}) has not answered for {} s, is it stopped? Until it goes on nothing is limited",
+                limits::subject(limit),
+                limit.owner_pid,
+                SILENCE.as_secs()
+            ));
+            return Ok(());
+        }
+        self.asked_at = Some(Instant::now());
+        client.ping()
+    }
+
+    fn answered(&mut self, limit: &LimitReport) {
+        self.asked_at = None;
+        self.ask_at = Instant::now() + ASK_PERIOD;
+        if std::mem::take(&mut self.lost) {
+            output::message(&format!("{}: its owner answers again", limits::subject(limit)));
+        }
+    }
+}
+
 /// Waits for a signal or the end of the limit; shows escapes meanwhile. Without a client only for signals.
-pub fn wait(signals: &Signals, mut client: Option<&mut Client>, limit: &LimitReport) -> Result<Wake> {
+pub fn wait(
+    signals: &Signals,
+    mut client: Option<&mut Client>,
+    limit: &LimitReport,
+    pulse: &mut Pulse,
+) -> Result<Wake> {
     loop {
         if let Some(signal) = signals.next()? {
             return Ok(Wake::Signal(signal));
@@ -60,14 +124,27 @@ pub fn wait(signals: &Signals, mut client: Option<&mut Client>, limit: &LimitRep
         let readable = buffered || {
             let mut fds = vec![PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
             fds.extend(client.as_ref().map(|client| PollFd::new(client.as_fd(), PollFlags::POLLIN)));
-            match poll(&mut fds, PollTimeout::NONE) {
+            let due = client.as_ref().and_then(|_| pulse.due());
+            let left =
+                due.map(|due| due.saturating_duration_since(Instant::now()) + Duration::from_millis(1));
+            let timeout = left
+                .map_or(PollTimeout::NONE, |left| PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX));
+            match poll(&mut fds, timeout) {
                 Err(Errno::EINTR) => continue,
                 polled => polled.context("wait for a signal or the owner")?,
             };
             fds.get(1).is_some_and(|fd| fd.any().unwrap_or(true))
         };
-        let Some(client) = client.as_deref_mut().filter(|_| readable) else { continue };
+        let Some(client) = client.as_deref_mut() else { continue };
+        if !readable {
+            if let Err(error) = pulse.silent(client, limit) {
+                tracing::info!(%error, "the owner's connection broke");
+                return Ok(Wake::OwnerGone);
+            }
+            continue;
+        }
         match client.next_event() {
+            Ok(Some(Reply::Hello { .. })) => pulse.answered(limit),
             Ok(Some(Reply::Escaped { id, escape })) if id == limit.id => {
                 output::warning(&format!("{}: {escape}", limits::subject(limit)));
             }

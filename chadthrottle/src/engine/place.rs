@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Applied,
+        Applied, Probe,
         select::{self, Next},
     },
     error::{Error, Kind, Result},
@@ -81,6 +81,8 @@ impl Engine {
         notices: &mut Vec<String>,
         undo: &mut Vec<Undo>,
     ) -> Result<Vec<Done>> {
+        // What was missing when it was last asked for may have been mended since.
+        self.known.probes.retain(|_, probe| *probe == Probe::Ready);
         let mut done = Vec::new();
         let mut refused = Vec::new();
         for (direction, want) in wanted.iter() {
@@ -169,8 +171,11 @@ impl Engine {
         }
         let mut backend = (driver.open)(&self.site, direction)?;
         backend.renew()?;
+        if let Some(estate) = backend.estate()? {
+            (self.heir)(estate)?;
+        }
         tracing::info!("opened {} for {direction}", driver.name);
-        self.opened.push(Opened { driver, direction, backend });
+        self.opened.push(Opened { driver, direction, backend, follow_at: None });
         Ok(self.opened.len() - 1)
     }
 

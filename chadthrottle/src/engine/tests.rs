@@ -157,7 +157,7 @@ const BOB: Asker = Asker { client: ClientId(2), pid: 12 };
 
 fn engine() -> Engine {
     world(|world| *world = World { processes: 1, ..World::default() });
-    Engine::new(Site::default(), DRIVERS)
+    Engine::new(Site::default(), DRIVERS, |_| Ok(()))
 }
 
 fn rates(upload: u64, download: u64) -> PerDirection<Option<Rate>> {
@@ -241,7 +241,6 @@ fn what_can_not_be_right_is_refused_before_any_backend_is_touched() {
         (LimitRequest { duration: Some(0.0), ..base.clone() }, Kind::Usage),
         (LimitRequest { duration: Some(f64::NAN), ..base.clone() }, Kind::Usage),
         (LimitRequest { duration: Some(f64::INFINITY), ..base.clone() }, Kind::Usage),
-        (LimitRequest { site: Site { cgroup_root: Some("/x/y".into()) }, ..base.clone() }, Kind::Failed),
     ];
     for (request, kind) in cases {
         let error = engine.set(&request, ALICE).unwrap_err();
@@ -253,6 +252,20 @@ fn what_can_not_be_right_is_refused_before_any_backend_is_touched() {
     assert_eq!((error.kind, log().len()), (Kind::Usage, 0));
     assert_eq!(error.message, "unknown upload backend 'down': there are best, good");
     assert!(engine.is_empty() && engine.next_due().is_none());
+}
+
+#[test]
+fn an_idle_owner_moves_to_another_site_a_busy_one_refuses() {
+    let mut engine = engine();
+    let elsewhere =
+        |path: &str| LimitRequest { site: Site { cgroup_root: Some(path.into()) }, ..request(1_000, 0) };
+    engine.set(&elsewhere("/x/y"), ALICE).unwrap();
+    let error = engine.set(&request(1_000, 0), ALICE).unwrap_err();
+    assert_eq!(error.kind, Kind::Failed);
+    assert!(error.message.contains("works at cgroup root /x/y, not at the root of"), "{error}");
+    engine.client_gone(ALICE.client);
+    engine.set(&request(1_000, 0), ALICE).unwrap();
+    assert_eq!(in_force().len(), 1);
 }
 
 #[test]

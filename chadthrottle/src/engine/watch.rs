@@ -21,7 +21,8 @@ impl Engine {
     /// When [`Engine::tick`] has something to do.
     pub fn next_due(&self) -> Option<Instant> {
         let first = |set: &BTreeSet<(Instant, LimitId)>| set.first().map(|(time, _)| *time);
-        [first(&self.ends), first(&self.checks)].into_iter().flatten().min()
+        let follow = self.opened.iter().filter_map(|opened| opened.follow_at).min();
+        [first(&self.ends), first(&self.checks), follow].into_iter().flatten().min()
     }
 
     /// Ends limits whose duration is over, then checks those that are due, a few milliseconds long: more
@@ -29,6 +30,7 @@ impl Engine {
     pub fn tick(&mut self, now: Instant) -> Vec<Event> {
         let over: Vec<_> = self.ends.iter().take_while(|(end, _)| *end <= now).map(|(_, id)| *id).collect();
         let mut events = self.end_each(over, EndReason::Duration, now);
+        self.follow(now);
         let begun = Instant::now();
         while let Some(&(due, id)) = self.checks.first()
             && due <= now
@@ -41,10 +43,26 @@ impl Engine {
         events
     }
 
+    /// Calls [`crate::backend::Backend::follow`] where it is due.
+    fn follow(&mut self, now: Instant) {
+        for opened in &mut self.opened {
+            if opened.follow_at.is_some_and(|due| due <= now) {
+                opened.follow_at = match opened.backend.follow() {
+                    Ok(next) => next.map(|wait| now + wait),
+                    Err(error) => {
+                        tracing::error!("let {} follow its limits: {error}", opened.driver.name);
+                        None
+                    }
+                };
+            }
+        }
+    }
+
     /// Extends the leases of all backends. One that can't be extended is an escape of its limits.
     pub fn renew(&mut self) -> Vec<Event> {
         let mut events = Vec::new();
         for index in 0..self.opened.len() {
+            self.opened[index].follow_at.get_or_insert_with(Instant::now);
             let Err(error) = self.opened[index].backend.renew() else { continue };
             tracing::error!("renew the lease of {}: {error}", self.opened[index].driver.name);
             let message = format!("the limit runs out, its lease can't be renewed: {error}");

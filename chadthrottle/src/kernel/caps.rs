@@ -16,12 +16,20 @@ pub fn missing(wanted: &[Capability]) -> Vec<Capability> {
     wanted.iter().copied().filter(|cap| !have.contains(cap) && !stands_in(cap)).collect()
 }
 
-/// How to get `missing`, for the user.
-pub fn mend(missing: &[Capability]) -> String {
-    let names: Vec<_> = missing.iter().map(|cap| cap.to_string().to_lowercase()).collect();
+/// How to get `wanted`, for the user.
+pub fn mend(wanted: &[Capability]) -> String {
+    let names: Vec<_> = wanted.iter().map(ToString::to_string).collect();
+    if nix::unistd::geteuid().is_root() {
+        // Nothing that root could call gives it back.
+        let flags: Vec<_> = names.iter().map(|name| name.replacen("CAP_", "--cap-add=", 1)).collect();
+        return format!(
+            "this root was started without (in a container?): run it on the host, or start the container with {}",
+            flags.join(" ")
+        );
+    }
     let program =
         std::env::current_exe().map_or_else(|_| "chadthrottle".into(), |path| path.display().to_string());
-    format!("run it with sudo, or once: sudo setcap {}+ep '{program}'", names.join(","))
+    format!("run it with sudo, or once: sudo setcap {}+ep '{program}'", names.join(",").to_lowercase())
 }
 
 /// [`Kind::NotPermitted`] when any of `wanted` is missing for `what`.
@@ -30,6 +38,10 @@ pub fn require(what: &str, wanted: &[Capability]) -> Result<(), Error> {
     if missing.is_empty() {
         return Ok(());
     }
-    let names: Vec<_> = missing.iter().map(ToString::to_string).collect();
-    Err(Error::new(Kind::NotPermitted, format!("{what} needs {}: {}", names.join(", "), mend(wanted))))
+    Err(Error::new(Kind::NotPermitted, format!("{what} needs {}: {}", names(&missing), mend(wanted))))
+}
+
+/// Names of capabilities, for the user.
+pub fn names(capabilities: &[Capability]) -> String {
+    capabilities.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }

@@ -3,7 +3,7 @@
 use std::{
     fs,
     os::unix::{ffi::OsStringExt, fs::MetadataExt},
-    path::{Path, PathBuf},
+    path::{Component, Path, PathBuf},
 };
 
 use crate::error::{Context, Error, Kind, Result};
@@ -14,10 +14,26 @@ pub fn mount() -> Result<PathBuf> {
     find_mount(&mounts).ok_or_else(|| {
         Error::new(
             Kind::NoBackend,
-            "no cgroup2 is mounted: mount one, for instance with \
-             'mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified'",
+            format!(
+                "no cgroup2 is mounted: mount one with '{}' (if this runs under ip netns exec, which hides it, \
+                 use nsenter --net=/run/netns/NAME instead)",
+                mount_command()
+            ),
         )
     })
+}
+
+/// How to mount one where programs look for it.
+fn mount_command() -> String {
+    const USUAL: &str = "/sys/fs/cgroup";
+    let place = match nix::sys::statfs::statfs(USUAL) {
+        // Version 1 is at work, each controller in a folder.
+        Ok(kind) if kind.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC => "/sys/fs/cgroup/unified",
+        // sysfs has the folder, and lets nobody make another.
+        Ok(_) => return format!("mount -t cgroup2 none {USUAL}"),
+        Err(_) => "/run/cgroup2",
+    };
+    format!("mkdir -p {place} && mount -t cgroup2 none {place}")
 }
 
 /// The mount point of the first cgroup2 in the text of a mountinfo file. One that shows the root of the
@@ -80,6 +96,18 @@ pub fn path_below(mount: &Path, pid: u32) -> Result<PathBuf> {
         .find_map(|line| line.strip_prefix("0::"))
         .ok_or_else(|| Error::new(Kind::NoBackend, format!("process {pid} is in no cgroup2")))?;
     Ok(mount.join(path.trim_start_matches('/')))
+}
+
+/// Whether a process is in the cgroup of that id, or in one below it; `mount` shows all of these.
+pub fn is_below(mount: &Path, id: u64, pid: u32) -> Result<bool> {
+    let path = path_below(mount, pid)?;
+    // What is not below the root that we see is written with dots.
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Ok(false);
+    }
+    let mut ids = path.ancestors().take_while(|path| path.starts_with(mount)).map(get_cgroup_id);
+    // A cgroup that has been removed is nobody's place any more.
+    Ok(ids.any(|found| found.is_ok_and(|found| found == id)))
 }
 
 /// The kernel's id of a cgroup: the inode number of its directory.

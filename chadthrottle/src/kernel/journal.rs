@@ -190,20 +190,27 @@ impl Journal {
     pub fn create(folder: &Path) -> Result<Self> {
         let pid = std::process::id();
         let path = folder.join(file_name(pid, process::start_time(pid)?));
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o600)
-            .custom_flags(libc::O_NOFOLLOW)
-            .open(&path)
-            .context(format!("open the journal {}", path.display()))?;
-        Ok(Self { path, file, made: Vec::new() })
+        Ok(Self { file: open(&path)?, path, made: Vec::new() })
+    }
+
+    /// Writes it anew when somebody has removed its file.
+    pub fn restore(&mut self) -> Result<()> {
+        if self.path.exists() {
+            return Ok(());
+        }
+        self.file = open(&self.path)?;
+        for object in self.made.clone() {
+            self.append(&Line::Make { object })?;
+        }
+        Ok(())
     }
 
     /// Says that the object is about to be made.
     pub fn record(&mut self, object: Object) -> Result<()> {
         self.append(&Line::Make { object: object.clone() })?;
-        self.made.push(object);
+        if !self.made.contains(&object) {
+            self.made.push(object);
+        }
         Ok(())
     }
 
@@ -229,6 +236,16 @@ impl Drop for Journal {
             let _ = fs::remove_file(&self.path);
         }
     }
+}
+
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)
+        .context(format!("open the journal {}", path.display()))
 }
 
 /// A journal that several parts of a process write.
@@ -353,6 +370,22 @@ mod tests {
         journal.done(&object).unwrap();
         drop(journal);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_removed_journal_is_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let object = |name: &str| Object::File { path: folder.path().join(name) };
+        let mut journal = Journal::create(folder.path()).unwrap();
+        for name in ["x", "y"] {
+            journal.record(object(name)).unwrap();
+        }
+        journal.done(&object("x")).unwrap();
+        fs::remove_file(&journal.path).unwrap();
+        journal.restore().unwrap();
+        journal.restore().unwrap();
+        assert_eq!(fs::read_to_string(&journal.path).unwrap(), make(&object("y")));
+        journal.done(&object("y")).unwrap();
     }
 
     #[test]

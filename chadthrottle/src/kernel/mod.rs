@@ -11,4 +11,5 @@ pub mod netlink;
 pub mod netns;
 pub mod process;
 mod rtnetlink;
+pub mod sockets;
 pub mod tc;

@@ -56,6 +56,16 @@ impl Process {
         is_running(self.fd.as_fd())
     }
 
+    /// Whether it is as good as gone: no thread of it will run any more. True a little earlier than
+    /// [`Process::alive`] is false, since the kernel says a process's exit to its tracepoints before it
+    /// says it to pidfds.
+    pub fn is_ending(&self) -> bool {
+        let proc = Path::new(PROC);
+        let stat = Stat::read(proc, self.pid);
+        // Asked last: if it lives, what was read was its own.
+        !matches!(stat, Ok(Some(stat)) if !stat.has_ended(proc, self.pid)) || !self.alive()
+    }
+
     /// Its pidfd, which becomes readable when it ends.
     pub fn into_fd(self) -> OwnedFd {
         self.fd
@@ -134,9 +144,20 @@ impl Stat {
         })
     }
 
-    /// Nothing of it runs any more; only the kernel, or its parent, is not done with it.
-    pub fn has_ended(&self) -> bool {
-        (matches!(self.state, 'Z' | 'X') || self.flags & PF_EXITING != 0) && self.threads <= 1
+    /// Nothing of it runs any more; only the kernel, or its parent, is not done with it. A main thread
+    /// may end before the others, so these are looked at too.
+    fn has_ended(&self, proc: &Path, pid: u32) -> bool {
+        self.thread_has_ended()
+            && (self.threads <= 1
+                || threads(proc, pid).into_iter().all(|thread| {
+                    thread == pid
+                        || !matches!(Self::read(&proc.join(pid.to_string()).join("task"), thread),
+                            Ok(Some(stat)) if !stat.thread_has_ended())
+                }))
+    }
+
+    fn thread_has_ended(&self) -> bool {
+        matches!(self.state, 'Z' | 'X') || self.flags & PF_EXITING != 0
     }
 
     /// Of a process that lives; else an error that says what the id means instead.
@@ -150,7 +171,7 @@ impl Stat {
             let name = comm(leader).unwrap_or_default();
             return Err(not_found(format!("{pid} is a thread of process {leader} ({name}), not a process")));
         }
-        if stat.has_ended() {
+        if stat.has_ended(proc, pid) {
             return Err(not_found(format!("process {pid} ({}) has ended", stat.comm)));
         }
         Ok(stat)
@@ -170,6 +191,12 @@ fn absent(pid: u32) -> Error {
         return Error::new(Kind::NotPermitted, message);
     }
     not_found(format!("no process has the id {pid}"))
+}
+
+/// Ids of a process's threads; none when it is gone.
+fn threads(proc: &Path, pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir(proc.join(pid.to_string()).join("task")).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
 /// Id of the process that thread `id` belongs to.
@@ -206,7 +233,7 @@ pub fn start_time(pid: u32) -> Result<u64> {
 
 /// Whether the process of that id and start time has not ended.
 pub fn lives(proc: &Path, pid: u32, start_time: u64) -> Result<bool> {
-    Ok(Stat::read(proc, pid)?.is_some_and(|stat| stat.start_time == start_time && !stat.has_ended()))
+    Ok(Stat::read(proc, pid)?.is_some_and(|stat| stat.start_time == start_time && !stat.has_ended(proc, pid)))
 }
 
 /// All processes that descend from `pid` now, without itself, parents before their children.
@@ -235,18 +262,56 @@ pub fn descendants(proc: &Path, pid: u32) -> Result<Vec<u32>> {
     Ok(found)
 }
 
+/// Ids of all processes. `proc` is the mounted proc file system.
+pub fn all(proc: &Path) -> Result<Vec<u32>> {
+    let entries = fs::read_dir(proc).context(format!("list {}", proc.display()))?;
+    Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
+/// Numbers of the descriptors of a process that are sockets; none when it ended, or may not be looked into.
+pub fn sockets(proc: &Path, pid: u32) -> Vec<u32> {
+    let Ok(entries) = fs::read_dir(proc.join(format!("{pid}/fd"))) else { return Vec::new() };
+    entries
+        .flatten()
+        .filter(|entry| {
+            fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+        })
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
 /// Whether this process sees the ids that the kernel's own programs see.
 pub fn in_initial_pid_namespace() -> Result<bool> {
     /// PROC_PID_INIT_INO of include/linux/proc_ns.h.
     const INITIAL: &str = "pid:[4026531836]";
-    Ok(pid_namespace(std::process::id())? == INITIAL)
+    // Not by our id: a /proc of another namespace knows somebody else by it.
+    const PATH: &str = "/proc/self/ns/pid";
+    let link = fs::read_link(PATH).context(format!("read {PATH}"))?;
+    Ok(link.to_string_lossy() == INITIAL)
 }
 
-/// Names the PID namespace of a process: equal names, equal namespaces.
-pub fn pid_namespace(pid: u32) -> Result<String> {
-    let path = format!("{PROC}/{pid}/ns/pid");
-    let link = fs::read_link(&path).context(format!("read {path}"))?;
-    Ok(link.to_string_lossy().into_owned())
+/// Whether a process, whose id is as we see it, sees the same ids as we do. Takes no right, unlike the
+/// names of its namespaces. With a /proc of another namespace, which knows it by another id, nobody can
+/// tell; then the answer is yes.
+pub fn in_our_pid_namespace(pid: u32) -> Result<bool> {
+    let ours = fs::read_link("/proc/self").context("read /proc/self")?;
+    if ours.to_str() != Some(&std::process::id().to_string()) {
+        return Ok(true);
+    }
+    Ok(namespaces_below(&pid.to_string())? == namespaces_below("self")?)
+}
+
+/// In how many PID namespaces a process has an id, from that of the mounted /proc on down.
+fn namespaces_below(pid: &str) -> Result<usize> {
+    let path = Path::new(PROC).join(pid).join("status");
+    let text = fs::read(&path).map_err(|cause| match cause.kind() {
+        io::ErrorKind::NotFound => not_found(format!("no process has the id {pid}")),
+        _ => Error::caused(Kind::Failed, format!("read {}", path.display()), &cause),
+    })?;
+    let text = String::from_utf8_lossy(&text);
+    let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
+    ids.map(|ids| ids.split_whitespace().count())
+        .ok_or_else(|| Error::failed(format!("{} has no line 'NSpid'", path.display())))
 }
 
 /// Descriptor number of a pidfd that a program started by us is to inherit.
@@ -324,6 +389,27 @@ mod tests {
         }
         drop(stop);
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_process_lives_as_long_as_one_of_its_threads() {
+        let proc = tempfile::tempdir().unwrap();
+        let write = |path: &str, state: char, flags: u64, threads: u32| {
+            fs::create_dir_all(proc.path().join(path)).unwrap();
+            let stat = format!("7 (x) {state} 1 1 1 0 -1 {flags} 1 2 3 4 5 6 7 8 20 0 {threads} 0 5 1 2");
+            fs::write(proc.path().join(path).join("stat"), stat).unwrap();
+        };
+        let lives = || lives(proc.path(), 7, 5).unwrap();
+        write("7", 'S', 0, 1);
+        assert!(lives());
+        write("7", 'R', PF_EXITING, 1);
+        assert!(!lives(), "on its way out, though no zombie yet");
+        write("7", 'Z', PF_EXITING, 2);
+        write("7/task/7", 'Z', PF_EXITING, 2);
+        write("7/task/8", 'S', 0, 2);
+        assert!(lives(), "its main thread ended first");
+        write("7/task/8", 'R', PF_EXITING, 2);
+        assert!(!lives(), "all of its threads are on their way out");
     }
 
     #[test]

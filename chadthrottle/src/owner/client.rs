@@ -143,12 +143,21 @@ impl Client {
         loop {
             match self.receive()? {
                 Some(event) if is_event(&event) => self.events.push_back(event),
+                // To an earlier `ping`.
+                Some(Reply::Hello { .. }) => {}
                 Some(Reply::Error(error)) => return Err(error),
                 Some(reply) if sent => return Ok(reply),
                 Some(reply) => return Err(unexpected(&reply)),
                 None => return Err(Error::failed(format!("the owner (process {}) is gone", self.owner_pid))),
             }
         }
+    }
+
+    /// Asks for a sign of life, which comes as the event [`Reply::Hello`].
+    pub fn ping(&mut self) -> Result<()> {
+        self.set_patience(Some(PATIENCE))?;
+        // That nobody listens is noticed by whoever waits for the answer.
+        self.send(&Request::Hello { version: VERSION }).map(|_| ())
     }
 
     /// The next event, for which it waits; `None` when the owner is gone.
@@ -159,7 +168,9 @@ impl Client {
         self.set_patience(None)?;
         match self.receive()? {
             Some(Reply::Error(error)) => Err(error),
-            Some(reply) if !is_event(&reply) => Err(unexpected(&reply)),
+            Some(reply) if !is_event(&reply) && !matches!(reply, Reply::Hello { .. }) => {
+                Err(unexpected(&reply))
+            }
             event => Ok(event),
         }
     }

@@ -66,8 +66,11 @@ impl Connection {
             dismissed: false,
             lost: false,
         };
-        if let Err(error) = admitted {
-            connection.dismiss(error);
+        match admitted {
+            // It has gone before we got to it, which is no news.
+            Err(error) if error.kind == Kind::NotFound => connection.lose(),
+            Err(error) => connection.dismiss(error),
+            Ok(_) => {}
         }
         connection
     }
@@ -76,7 +79,8 @@ impl Connection {
     pub fn interest(&mut self) -> PollFlags {
         let mut flags = PollFlags::empty();
         // Who does not take the answers is not asked for more questions.
-        flags.set(PollFlags::POLLIN, !self.input_ended && !self.dismissed && !self.has_request());
+        let idle = self.output.is_empty() && !self.input.has_line();
+        flags.set(PollFlags::POLLIN, !self.input_ended && !self.dismissed && idle);
         flags.set(PollFlags::POLLOUT, !self.output.is_empty());
         flags
     }
@@ -248,6 +252,5 @@ fn admit(stream: &UnixStream) -> Result<u32> {
     if pid == 0 {
         return Err(elsewhere());
     }
-    let theirs = process::pid_namespace(pid)?;
-    if theirs == process::pid_namespace(std::process::id())? { Ok(pid) } else { Err(elsewhere()) }
+    if process::in_our_pid_namespace(pid)? { Ok(pid) } else { Err(elsewhere()) }
 }

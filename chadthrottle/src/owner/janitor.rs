@@ -1,7 +1,8 @@
 //! Cleans up when the owner could not: a tiny process that waits for the owner's end.
 
 use std::{
-    os::fd::{AsFd, BorrowedFd, RawFd},
+    fs,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
     process::Child,
     thread,
@@ -15,29 +16,56 @@ use nix::{
 
 use super::{runtime::Runtime, start, sweep};
 use crate::{
+    backend,
     error::{Context, Error, Result},
     kernel::process::Process,
 };
 
 /// A janitor that ends at once again is not started anew before this time is over.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
+/// How often it looks whether the owner is stopped, when there is an estate.
+const LOOK_PERIOD: Duration = Duration::from_secs(1);
+/// So many looks in a row must find it stopped.
+const STOPPED_LOOKS: u32 = 2;
 /// Sweeps that may fail, because what is swept is still in use by processes that are just ending.
 const TRIES: u32 = 4;
 
-/// The hidden subcommand: waits for the owner behind the inherited pidfd to end, then sweeps.
-pub fn main(dir: &Path, owner_pidfd: RawFd) -> Result<()> {
+/// The hidden subcommand: waits for the owner behind the inherited pidfd to end, then settles the inherited
+/// estate of its backend, if there is one, and sweeps.
+pub fn main(dir: &Path, owner_pidfd: RawFd, estate: Option<RawFd>) -> Result<()> {
     // The name shows in ps; without it the process works as well.
     let _ = nix::sys::prctl::set_name(c"chadt-janitor");
     // SAFETY: only looked at here; whether it is open at all is checked before any use.
     let owner = unsafe { BorrowedFd::borrow_raw(owner_pidfd) };
     fcntl(owner, FcntlArg::F_GETFD).context(format!("use descriptor {owner_pidfd} as the owner's"))?;
+    let settle = || {
+        // SAFETY: inherited for this, and nobody else here uses it; one that is not open gives an error.
+        let estate = unsafe { BorrowedFd::borrow_raw(estate?) };
+        Some(backend::settle(estate))
+    };
     let mut fds = [PollFd::new(owner, PollFlags::POLLIN)];
+    let mut stopped_looks = 0;
     loop {
-        match poll(&mut fds, PollTimeout::NONE) {
+        let patience = PollTimeout::try_from(LOOK_PERIOD).unwrap_or(PollTimeout::MAX);
+        match poll(&mut fds, if estate.is_some() { patience } else { PollTimeout::NONE }) {
+            Ok(0) => {
+                // A stopped owner holds nobody: its lease runs out, and what it left in sockets goes too.
+                stopped_looks = if is_stopped(owner_pid(owner)) { stopped_looks + 1 } else { 0 };
+                if stopped_looks == STOPPED_LOOKS
+                    && let Some(Err(error)) = settle()
+                {
+                    tracing::error!("take back the pacing caps of a stopped owner: {error}");
+                }
+            }
             Ok(_) => break,
             Err(nix::Error::EINTR) => {}
             Err(cause) => return Err(cause).context("wait for the owner's end"),
         }
+    }
+    match settle() {
+        None | Some(Ok(0)) => {}
+        Some(Ok(count)) => tracing::warn!("the owner died; took back the pacing caps of {count} connections"),
+        Some(Err(error)) => tracing::error!("take back the pacing caps that the owner left: {error}"),
     }
     let mut result = sweep(dir);
     for _ in 1..TRIES {
@@ -53,6 +81,18 @@ pub fn main(dir: &Path, owner_pidfd: RawFd) -> Result<()> {
     Ok(())
 }
 
+/// The process behind a pidfd, by what the kernel says of the descriptor.
+fn owner_pid(pidfd: BorrowedFd<'_>) -> Option<u32> {
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
+}
+
+/// Whether a process is stopped by a signal.
+fn is_stopped(pid: Option<u32>) -> bool {
+    let status = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
+    status.is_some_and(|text| text.lines().any(|line| line.starts_with("State:\tT")))
+}
+
 /// The owner's side: keeps a janitor running, and ends it when there is nothing left to clean up.
 #[derive(Debug)]
 pub(super) struct Janitor {
@@ -60,20 +100,23 @@ pub(super) struct Janitor {
     owner: Process,
     running: Option<(Child, Process)>,
     started: Instant,
+    /// What it is to settle, by [`backend::settle`].
+    estate: Option<OwnedFd>,
 }
 
 impl Janitor {
     /// Starts the first one.
     pub fn start(runtime: &Runtime) -> Result<Self> {
         let owner = Process::open(std::process::id())?;
-        let mut janitor = Self { runtime: runtime.clone(), owner, running: None, started: Instant::now() };
+        let mut janitor =
+            Self { runtime: runtime.clone(), owner, running: None, started: Instant::now(), estate: None };
         janitor.start_one()?;
         Ok(janitor)
     }
 
     fn start_one(&mut self) -> Result<()> {
         self.started = Instant::now();
-        let mut child = start::janitor(&self.runtime, &self.owner)?;
+        let mut child = start::janitor(&self.runtime, &self.owner, self.estate.as_ref().map(AsFd::as_fd))?;
         match Process::open(child.id()) {
             Ok(process) => {
                 self.running = Some((child, process));
@@ -84,6 +127,15 @@ impl Janitor {
                 Err(Error::failed(format!("the janitor ended at once: {error}")))
             }
         }
+    }
+
+    /// Puts one in its place that can settle the estate too.
+    pub fn inherit(&mut self, estate: OwnedFd) -> Result<()> {
+        self.estate = Some(estate);
+        if let Some((mut child, _)) = self.running.take() {
+            end(&mut child);
+        }
+        self.start_one()
     }
 
     /// Becomes readable when the janitor has ended.

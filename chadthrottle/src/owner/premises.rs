@@ -1,13 +1,13 @@
 //! The owner's files in the runtime folder.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::{fs::PermissionsExt, net::UnixListener},
 };
 
-use super::runtime::{Lock, Runtime};
+use super::runtime::{Lock, Runtime, identity};
 use crate::{
-    error::{Context, Result},
+    error::{Context, Error, Result},
     kernel::{
         fault,
         journal::{self, Journal, Object},
@@ -17,14 +17,22 @@ use crate::{
 /// The files in the runtime folder, which are removed with this.
 pub(super) struct Premises {
     socket: Object,
+    /// Which file the socket is, when there is one.
+    bound: Option<(u64, u64)>,
     runtime: Runtime,
     journal: journal::Shared,
-    _lock: Lock,
+    /// Whether stderr is the log.
+    logs: bool,
+    lock: Lock,
 }
 
 impl Premises {
-    /// Cleans up after the owners before us, and begins the journal.
-    pub fn enter(runtime: Runtime, lock: Lock) -> Result<Self> {
+    /// Cleans up after the owners before us, and begins the journal; with `logs`, stderr becomes the log.
+    pub fn enter(runtime: Runtime, lock: Lock, logs: bool) -> Result<Self> {
+        if logs {
+            // The one that was opened before us may have been removed by the owner before us.
+            nix::unistd::dup2_stderr(runtime.open_log()?).context("write to the log")?;
+        }
         let swept = journal::sweep(runtime.path())?;
         for removed in swept.removed {
             tracing::info!("removed the {removed} that was left here");
@@ -34,7 +42,7 @@ impl Premises {
         }
         let journal = journal::share(Journal::create(runtime.path())?);
         let socket = Object::File { path: runtime.socket() };
-        Ok(Self { socket, runtime, journal, _lock: lock })
+        Ok(Self { socket, bound: None, runtime, journal, logs, lock })
     }
 
     /// Opens the socket, which is written down first.
@@ -45,18 +53,68 @@ impl Premises {
         let path = self.runtime.socket();
         let doing = || format!("listen at {}", path.display());
         let listener = UnixListener::bind(&path).context(doing())?;
+        self.bound = identity(&path);
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).context(doing())?;
         listener.set_nonblocking(true).context(doing())?;
         Ok(listener)
+    }
+
+    /// Moves in anew when somebody removed the files or the whole folder: without the socket nobody could
+    /// see or end the limits any more. A new listener if there had to be one.
+    ///
+    /// # Errors
+    /// [`Moved::Out`] when another owner has the folder by now.
+    pub fn look_after(&mut self) -> Result<Option<UnixListener>, Moved> {
+        let socket_is_ours = self.bound.is_some() && identity(&self.runtime.socket()) == self.bound;
+        if socket_is_ours && self.lock.is_in_place() {
+            return Ok(None);
+        }
+        let runtime = Runtime::create(self.runtime.path())?;
+        if !self.lock.is_in_place() {
+            self.lock = runtime.lock()?.ok_or(Moved::Out)?;
+        }
+        if self.logs {
+            nix::unistd::dup2_stderr(runtime.open_log()?).context("write to the log")?;
+        }
+        tracing::warn!("somebody removed files from {}; made again", runtime.path().display());
+        self.journal.borrow_mut().restore()?;
+        // Whoever listens there without the lock is no owner.
+        self.listen().map(Some).map_err(Moved::from)
+    }
+}
+
+/// Why the owner could not move in again.
+pub(super) enum Moved {
+    /// Another owner lives there.
+    Out,
+    /// It may work next time.
+    NotYet(Error),
+}
+
+impl From<Error> for Moved {
+    fn from(error: Error) -> Self {
+        Self::NotYet(error)
     }
 }
 
 impl Drop for Premises {
     fn drop(&mut self) {
-        let removed = self.runtime.remove_socket();
-        if let Err(error) = removed.and_then(|_| self.journal.borrow_mut().done(&self.socket)) {
+        let path = self.runtime.socket();
+        let removed = match identity(&path) {
+            // Another file of that name is another owner's.
+            there if there.is_some() && there == self.bound => match fs::remove_file(&path) {
+                Err(cause) if cause.kind() != io::ErrorKind::NotFound => {
+                    Err(cause).context(format!("remove {}", path.display()))
+                }
+                _ => Ok(()),
+            },
+            _ => Ok(()),
+        };
+        if let Err(error) = removed.and_then(|()| self.journal.borrow_mut().done(&self.socket)) {
             tracing::error!("{error}");
         }
-        self.runtime.drop_empty_log();
+        if self.lock.is_in_place() {
+            self.runtime.drop_empty_log();
+        }
     }
 }

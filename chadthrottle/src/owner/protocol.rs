@@ -36,7 +36,7 @@ pub struct LimitRequest {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "request")]
 pub enum Request {
-    /// First line of every connection.
+    /// First line of every connection; later on it asks for a sign of life.
     Hello {
         /// [`VERSION`] of the client.
         version: u32,

@@ -20,6 +20,11 @@ use crate::error::{Context, Error, Kind, Result};
 /// A log longer than this begins anew.
 const MAX_LOG: u64 = 1 << 20;
 
+/// Name of the owner's socket.
+const SOCKET: &str = "owner.sock";
+/// sockaddr_un takes 108 bytes, the last of them a zero.
+const LONGEST_PATH: usize = 107 - 1 - SOCKET.len();
+
 /// A runtime folder that is there and that only we can write to.
 #[derive(Clone, Debug)]
 pub(super) struct Runtime {
@@ -61,7 +66,7 @@ impl Runtime {
 
     /// The owner's socket.
     pub fn socket(&self) -> PathBuf {
-        self.path.join("owner.sock")
+        self.path.join(SOCKET)
     }
 
     /// Removes a socket that nobody listens on any more; the caller holds the lock. True if there was one.
@@ -105,15 +110,17 @@ impl Runtime {
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
                 result => result.context(doing())?,
             };
-            let inode = file.metadata().context(doing())?.ino();
+            let meta = file.metadata().context(doing())?;
+            let identity = (meta.dev(), meta.ino());
             let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
                 Ok(file) => file,
                 Err((_, nix::Error::EWOULDBLOCK)) => return Ok(None),
                 Err((_, cause)) => return Err(cause).context(doing()),
             };
             // The one who had it before removed the file on leaving; then this lock is of no file.
-            if fs::symlink_metadata(&path).is_ok_and(|meta| meta.ino() == inode) {
-                return Ok(Some(Lock { path, _file: file }));
+            let lock = Lock { path: path.clone(), identity, _file: file };
+            if lock.is_in_place() {
+                return Ok(Some(lock));
             }
         }
     }
@@ -121,30 +128,52 @@ impl Runtime {
 
 fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
-    options.create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW);
+    // Without O_NONBLOCK a pipe of that name would hold us until somebody reads it.
+    options.create(true).mode(0o600).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     options
+}
+
+/// Which file is at a path, if there is one.
+pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|meta| (meta.dev(), meta.ino()))
 }
 
 /// Held as long as it lives; its file goes with it.
 #[derive(Debug)]
 pub(super) struct Lock {
     path: PathBuf,
+    identity: (u64, u64),
     _file: Flock<File>,
+}
+
+impl Lock {
+    /// False when its file was removed: then it locks nobody out.
+    pub fn is_in_place(&self) -> bool {
+        identity(&self.path) == Some(self.identity)
+    }
 }
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        // Another file of that name is another owner's.
+        if self.is_in_place() {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
 /// The absolute path, with links resolved in all but its last part.
 fn resolve(dir: &Path) -> io::Result<PathBuf> {
+    let refuse = |why| Err(io::Error::new(io::ErrorKind::InvalidInput, why));
     let dir = std::path::absolute(dir)?;
     let (Some(above), Some(name)) = (dir.parent(), dir.file_name()) else {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it must be a folder below another"));
+        return refuse("it must be a folder below another".to_owned());
     };
-    Ok(fs::canonicalize(above)?.join(name))
+    let path = fs::canonicalize(above)?.join(name);
+    if path.as_os_str().len() > LONGEST_PATH {
+        return refuse(format!("a socket's path is short: the folder's may have {LONGEST_PATH} bytes"));
+    }
+    Ok(path)
 }
 
 fn check(path: &Path, meta: &Metadata) -> Result<()> {
@@ -262,6 +291,40 @@ mod tests {
             }
         });
         assert!(runtime.lock().unwrap().is_some());
+    }
+
+    #[test]
+    fn a_lock_takes_no_other_ones_file_along() {
+        let above = tempfile::tempdir().unwrap();
+        let runtime = Runtime::create(&above.path().join("run")).unwrap();
+        let lost = runtime.lock().unwrap().unwrap();
+        fs::remove_dir_all(runtime.path()).unwrap();
+        assert!(!lost.is_in_place());
+        let runtime = Runtime::create(runtime.path()).unwrap();
+        let lock = runtime.lock().unwrap().unwrap();
+        drop(lost);
+        assert!(lock.is_in_place());
+    }
+
+    #[test]
+    fn a_pipe_for_a_file_makes_nobody_wait() {
+        let above = tempfile::tempdir().unwrap();
+        let runtime = Runtime::create(&above.path().join("run")).unwrap();
+        for name in ["owner.lock", "owner.log"] {
+            nix::unistd::mkfifo(&runtime.path().join(name), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        }
+        assert!(runtime.open_log().is_err() && runtime.lock().is_err());
+    }
+
+    #[test]
+    fn a_path_too_long_for_a_socket_is_refused_before_anything_is_made() {
+        let above = tempfile::tempdir().unwrap();
+        let room = LONGEST_PATH - above.path().canonicalize().unwrap().as_os_str().len() - 1;
+        let longest = above.path().join("x".repeat(room));
+        assert_eq!(Runtime::create(&longest).unwrap().socket().as_os_str().len(), 107);
+        let error = Runtime::create(&above.path().join("x".repeat(room + 1))).unwrap_err();
+        assert!(error.to_string().contains("may have 96 bytes"), "{error}");
+        assert_eq!(fs::read_dir(above.path()).unwrap().count(), 1);
     }
 
     #[test]

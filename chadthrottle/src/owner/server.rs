@@ -2,6 +2,7 @@
 //! janitor. Nothing in it waits for anybody but `poll`.
 
 use std::{
+    cell::RefCell,
     collections::BTreeMap,
     fs::{self, File},
     io::{self, Write},
@@ -11,6 +12,7 @@ use std::{
     },
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -27,7 +29,7 @@ use nix::{
 use super::{
     connection::Connection,
     janitor::Janitor,
-    premises::Premises,
+    premises::{Moved, Premises},
     protocol::{EndReason, Reply, Request},
     runtime::Runtime,
     start::Startup,
@@ -41,6 +43,8 @@ use crate::{
 
 /// How often leases are renewed; they last three seconds.
 const RENEW_PERIOD: Duration = Duration::from_millis(500);
+/// How often it is made sure that clients can still find us.
+const PREMISES_PERIOD: Duration = Duration::from_millis(500);
 /// How long an owner without limits stays while there are clients, or before the first has come.
 const IDLE: Duration = Duration::from_secs(2);
 /// How long it stays after the last client.
@@ -89,6 +93,7 @@ impl Ready {
 /// What is changed for the whole process. What is only helpful may fail.
 fn settle_in() -> Result<()> {
     let _ = nix::sys::prctl::set_name(c"chadt-owner");
+    lift_inherited_limits();
     umask(Mode::from_bits_truncate(0o077));
     // SAFETY: ignoring a signal installs no code of ours.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }.context("ignore SIGPIPE")?;
@@ -96,10 +101,34 @@ fn settle_in() -> Result<()> {
     if let Err(cause) = fs::write("/proc/self/oom_score_adj", "-500") {
         tracing::debug!("lower the owner's OOM score: {cause}");
     }
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-    }
     Ok(())
+}
+
+/// The client that happened to start us may live under limits that are not meant for the limits of all
+/// others: `ulimit`, `nice`. Raising them needs a right that may be missing; then as far as they go.
+fn lift_inherited_limits() {
+    /// What the kernel lets a process have at most, unless its administrator raised it.
+    const MOST_FILES: u64 = 1 << 20;
+    let resources = [
+        (Resource::RLIMIT_NOFILE, MOST_FILES),
+        (Resource::RLIMIT_CPU, libc::RLIM_INFINITY),
+        (Resource::RLIMIT_FSIZE, libc::RLIM_INFINITY),
+        (Resource::RLIMIT_AS, libc::RLIM_INFINITY),
+        (Resource::RLIMIT_DATA, libc::RLIM_INFINITY),
+    ];
+    for (resource, wanted) in resources {
+        let Ok((_, hard)) = getrlimit(resource) else { continue };
+        let wanted = wanted.max(hard);
+        if setrlimit(resource, wanted, wanted).is_err() {
+            let _ = setrlimit(resource, hard, hard);
+        }
+    }
+    // SAFETY: takes and returns integers.
+    unsafe {
+        if libc::getpriority(libc::PRIO_PROCESS, 0) > 0 {
+            libc::setpriority(libc::PRIO_PROCESS, 0, 0);
+        }
+    }
 }
 
 /// Takes possession of the runtime folder; `None` if somebody else has it.
@@ -119,26 +148,25 @@ fn open(dir: &Path, site: &Site, drivers: &'static [Driver], ready: &mut Ready) 
         return Ok(None);
     };
     fault::point("owner.locked");
-    if ready.0.is_some() {
-        // The one that was opened before us may have been removed by the owner before us.
-        nix::unistd::dup2_stderr(runtime.open_log()?).context("write to the log")?;
-    }
-    let mut premises = Premises::enter(runtime.clone(), lock)?;
+    let mut premises = Premises::enter(runtime.clone(), lock, ready.0.is_some())?;
     let listener = premises.listen()?;
     fault::point("owner.socket");
-    let janitor = Janitor::start(&runtime)?;
+    let janitor = Rc::new(RefCell::new(Janitor::start(&runtime)?));
+    let heir = Rc::clone(&janitor);
     fault::point("owner.janitor");
     ready.tell(&Startup::Ready);
     let now = Instant::now();
     Ok(Some(Server {
-        engine: Engine::new(site.clone(), drivers),
+        engine: Engine::new(site.clone(), drivers, move |estate| heir.borrow_mut().inherit(estate)),
         connections: BTreeMap::new(),
         last_client: 0,
         signals,
         listener,
-        _premises: premises,
+        premises,
         janitor,
         renew_at: now,
+        premises_at: now + PREMISES_PERIOD,
+        lost: false,
         accept_at: now,
         last_busy: now,
         served: false,
@@ -163,9 +191,13 @@ struct Server {
     signals: SignalFd,
     listener: UnixListener,
     /// Held until everything else is undone.
-    _premises: Premises,
-    janitor: Janitor,
+    premises: Premises,
+    janitor: Rc<RefCell<Janitor>>,
     renew_at: Instant,
+    /// When the files are looked at.
+    premises_at: Instant,
+    /// They are gone, and could not be made again yet.
+    lost: bool,
     accept_at: Instant,
     /// When a client last asked something, or a limit ended.
     last_busy: Instant,
@@ -189,6 +221,10 @@ impl Server {
         loop {
             let now = Instant::now();
             self.do_what_is_due(now);
+            if !self.can_be_found(now) {
+                tracing::error!("another owner has taken the runtime folder; ending");
+                return Ok(());
+            }
             if self.leaves_at().is_some_and(|time| time <= now) {
                 return Ok(());
             }
@@ -202,7 +238,7 @@ impl Server {
                         }
                     }
                     Source::Listener => self.accept(now),
-                    Source::Janitor => self.janitor.look_after(now),
+                    Source::Janitor => self.janitor.borrow_mut().look_after(now),
                     Source::Backend => {
                         let events = self.engine.collect_ended(now);
                         self.pass_on(events);
@@ -230,11 +266,40 @@ impl Server {
             let events = self.engine.tick(now);
             self.pass_on(events);
         }
-        self.janitor.look_after(now);
+        self.janitor.borrow_mut().look_after(now);
         for connection in self.connections.values_mut() {
             connection.flush(now);
+            // Who is still being told something, of thousands of limits that ended, may want to ask, too.
+            if connection.has_output() {
+                self.last_busy = now;
+            }
         }
         self.part();
+    }
+
+    /// Looks after the files in the runtime folder, from time to time. False when they can't be ours any
+    /// more: limits that nobody could see or end must not stay.
+    fn can_be_found(&mut self, now: Instant) -> bool {
+        if now < self.premises_at {
+            return true;
+        }
+        self.premises_at = now + PREMISES_PERIOD;
+        match self.premises.look_after() {
+            Ok(listener) => {
+                self.lost = false;
+                if let Some(listener) = listener {
+                    self.listener = listener;
+                }
+            }
+            Err(Moved::NotYet(error)) => {
+                // Said once: it is tried twice a second, maybe for years.
+                if !std::mem::replace(&mut self.lost, true) {
+                    tracing::error!("clients can't find this owner: {error}");
+                }
+            }
+            Err(Moved::Out) => return false,
+        }
+        true
     }
 
     /// When there is nothing to stay for.
@@ -247,11 +312,11 @@ impl Server {
     fn wait(&mut self) -> Result<Vec<(Source, PollFlags)>> {
         let now = Instant::now();
         let accepting = self.accept_at <= now;
-        let mut due = vec![self.renew_at];
+        let mut due = vec![self.renew_at, self.premises_at];
         due.extend((!accepting).then_some(self.accept_at));
         due.extend(self.engine.next_due());
         due.extend(self.leaves_at());
-        due.extend(self.janitor.restart_at());
+        due.extend(self.janitor.borrow().restart_at());
         let mut interests = Vec::with_capacity(self.connections.len());
         for (id, connection) in &mut self.connections {
             due.extend(connection.due());
@@ -271,7 +336,8 @@ impl Server {
         if accepting {
             watch(Source::Listener, self.listener.as_fd(), PollFlags::POLLIN);
         }
-        if let Some(fd) = self.janitor.as_fd() {
+        let janitor = self.janitor.borrow();
+        if let Some(fd) = janitor.as_fd() {
             watch(Source::Janitor, fd, PollFlags::POLLIN);
         }
         for fd in self.engine.wake_fds() {

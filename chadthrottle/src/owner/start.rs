@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{self, Read},
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::process::CommandExt,
     },
     process::{Child, Command, Stdio},
@@ -57,7 +57,7 @@ pub(super) fn owner(runtime: &Runtime, site: &Site) -> Result<Startup> {
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(runtime.open_log()?);
     let inherited = writing.as_raw_fd();
     // SAFETY: the closure runs in the child between fork and exec and makes only system calls.
-    unsafe { command.pre_exec(move || leave_home(inherited).and_then(|()| be_grandchild())) };
+    unsafe { command.pre_exec(move || leave_home(&[inherited]).and_then(|()| be_grandchild())) };
     let mut between = command.spawn().context("start the owner")?;
     drop(writing);
     // It ended as soon as the owner was born. If our caller ignores SIGCHLD nobody is left to wait for.
@@ -65,20 +65,24 @@ pub(super) fn owner(runtime: &Runtime, site: &Site) -> Result<Startup> {
     read_startup(reading, runtime)
 }
 
-/// Starts the janitor as a child of the owner, which it knows by a pidfd.
-pub(super) fn janitor(runtime: &Runtime, owner: &Process) -> Result<Child> {
-    let inherited = process::number(owner);
+/// Starts the janitor as a child of the owner, which it knows by a pidfd; `estate` is for it to settle.
+pub(super) fn janitor(runtime: &Runtime, owner: &Process, estate: Option<BorrowedFd<'_>>) -> Result<Child> {
+    let mut inherited = vec![process::number(owner)];
     let mut command = Command::new(SELF);
     command.arg0("chadthrottle").arg("janitor").arg("--runtime-dir").arg(runtime.path());
-    command.arg("--owner-pidfd").arg(inherited.to_string());
+    command.arg("--owner-pidfd").arg(inherited[0].to_string());
+    if let Some(estate) = estate {
+        command.arg("--estate-fd").arg(estate.as_raw_fd().to_string());
+        inherited.push(estate.as_raw_fd());
+    }
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
     // SAFETY: as above.
-    unsafe { command.pre_exec(move || leave_home(inherited)) };
+    unsafe { command.pre_exec(move || leave_home(&inherited)) };
     command.spawn().context("start the janitor")
 }
 
-/// An own session, and no open file but stdio and one more.
-fn leave_home(inherited: RawFd) -> io::Result<()> {
+/// An own session, and no open file but stdio and those.
+fn leave_home(inherited: &[RawFd]) -> io::Result<()> {
     nix::unistd::setsid()?;
     // SAFETY: only sets flags of our own descriptors.
     let marked = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
@@ -89,9 +93,11 @@ fn leave_home(inherited: RawFd) -> io::Result<()> {
             unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
         }
     }
-    // SAFETY: as above.
-    if unsafe { libc::fcntl(inherited, libc::F_SETFD, 0) } < 0 {
-        return Err(io::Error::last_os_error());
+    for fd in inherited {
+        // SAFETY: as above.
+        if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
     }
     Ok(())
 }

@@ -34,6 +34,8 @@ pub enum Play {
     End(EndReason),
     /// The owner dies.
     Die,
+    /// It is silent for so long, as if stopped.
+    Stop(Duration),
 }
 
 /// What the clients did.
@@ -91,6 +93,9 @@ fn serve(mut stream: UnixStream, play: &Play, seen: &Mutex<Seen>) {
             let line = serde_json::to_string(&reply).expect("a reply") + "\n";
             // The client may be gone.
             let _ = stream.write_all(line.as_bytes());
+            if let (Play::Stop(time), Reply::Limited { .. }) = (play, &reply) {
+                thread::sleep(*time);
+            }
         }
     }
     thread::sleep(FREES);
@@ -132,6 +137,8 @@ fn answer(request: Request, play: &Play, seen: &Mutex<Seen>) -> Vec<Option<Reply
                 }
                 Play::End(reason) => vec![hold, Some(Reply::Ended { id, reason: *reason, last: limited })],
                 Play::Die => vec![hold, None],
+                // The sleep is in `serve`, after the answer.
+                Play::Stop(_) => vec![hold],
             }
         }
     }

@@ -4,7 +4,7 @@ use std::{
     io::{BufRead, BufReader},
     os::unix::process::CommandExt,
     process::{Child, ChildStderr, Command, Stdio},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use chadthrottle::{Error, Kind, model::Target, owner::protocol::EndReason};
@@ -52,6 +52,22 @@ fn holding(owner: &FakeOwner, args: &[&str]) -> (Child, BufReader<ChildStderr>, 
 
 fn signal(client: &Child, signal: Signal) {
     kill(Pid::from_raw(client.id() as i32), signal).unwrap();
+}
+
+#[test]
+fn an_owner_that_does_not_answer_is_noticed_in_time() {
+    let (owner, sleeper) = (FakeOwner::new(Play::Stop(Duration::from_secs(6))), Sleeper::new());
+    let (mut client, mut stderr, _) = holding(&owner, &["limit", &sleeper.pid().to_string(), "-d", "1M"]);
+    let start = Instant::now();
+    let mut line = String::new();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.contains("has not answered for 3 s") && line.contains("nothing is limited"), "{line}");
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    line.clear();
+    stderr.read_line(&mut line).unwrap();
+    assert!(line.ends_with("its owner answers again\n"), "{line}");
+    signal(&client, Signal::SIGINT);
+    assert_eq!(client.wait().unwrap().code(), Some(0));
 }
 
 #[test]
@@ -217,5 +233,21 @@ fn status_shows_it_and_clear_ends_it() {
     assert_eq!((code, stdout.as_str(), stderr.as_str()), (0, "", "cleared 2 limits\n"));
     assert_eq!(owner.seen.lock().unwrap().clears, [[Target::Tree(5), Target::Pid(6)]]);
     signal(&client, Signal::SIGTERM);
+    client.wait().unwrap();
+}
+
+#[test]
+fn clear_does_not_deny_a_limit_that_is_shared() {
+    let (owner, sleeper) = (FakeOwner::new(Play::Hold), Sleeper::new());
+    let me = std::process::id().to_string();
+    let pid = sleeper.pid().to_string();
+    let (mut client, _stderr, _) = holding(&owner, &["limit", &me, &pid, "-d", "1M"]);
+    let (code, _, stderr) = finish(chadthrottle(owner.dir(), &["clear", &pid]));
+    let both = format!("pid:{me} pid:{pid}");
+    let error = format!("error: a limit on all of {both} is still in force: `clear {both}` ends it\n");
+    assert_eq!(code, 1);
+    assert!(stderr.ends_with(&error), "{stderr}");
+    assert_eq!(finish(chadthrottle(owner.dir(), &["clear", &pid, &me])).0, 0);
+    signal(&client, Signal::SIGINT);
     client.wait().unwrap();
 }

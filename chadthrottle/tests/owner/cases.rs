@@ -44,6 +44,9 @@ pub const ALL: &[(&str, fn())] = &[
     ("another_pid_namespace_is_refused", pid_namespace),
     ("another_site_is_refused", other_site),
     ("a_hostile_folder_is_refused", hostile_folder),
+    ("an_owner_whose_files_were_removed_is_found_again", lost_files),
+    ("an_owner_whose_folder_another_has_taken_ends", lost_folder),
+    ("the_owner_does_not_live_under_its_clients_ulimits", inherited_limits),
 ];
 
 fn started_on_demand() {
@@ -380,15 +383,17 @@ fn deaf_client() {
     let ask = b"{\"request\":\"status\"}\n".repeat(1000);
     let begun = Instant::now();
     let mut slowest = Duration::ZERO;
+    let mut taken = 0;
     while status(&mut observer).len() == 2 {
         let asked = Instant::now();
-        let _ = deaf.write(&ask);
+        taken += deaf.write(&ask).unwrap_or(0);
         status(&mut observer);
         slowest = slowest.max(asked.elapsed());
         assert!(begun.elapsed() < Duration::from_secs(15), "it is still there");
         thread::sleep(Duration::from_millis(5));
     }
     assert!(slowest < Duration::from_millis(500), "others waited {slowest:?} for it");
+    assert!(taken < 2 << 20, "the owner took in {taken} bytes of questions it can't answer");
     assert_eq!(status(&mut observer).len(), 1);
 }
 
@@ -432,4 +437,84 @@ fn hostile_folder() {
     assert!(Client::connect_or_start(&house.dir, &Site::default()).is_err());
     assert!(sweep(&house.dir).is_err());
     assert!(house.is_empty(), "nothing was made in it");
+}
+
+fn lost_files() {
+    let house = House::new();
+    let target = Sleeper::new();
+    let mut client = house.client();
+    let limit = set(&mut client, request(target.pid())).unwrap();
+    let found = || Client::connect(&house.dir).is_ok_and(|other| other.is_some());
+    let removals: [&dyn Fn(); 3] = [
+        &|| fs::remove_file(house.dir.join("owner.sock")).unwrap(),
+        &|| fs::remove_file(house.dir.join("owner.lock")).unwrap(),
+        &|| fs::remove_dir_all(&house.dir).unwrap(),
+    ];
+    for remove in removals {
+        remove();
+        eventually(3 * SOON, "it can be found", || found() && house.dir.join("owner.lock").exists());
+        let mut other = Client::connect(&house.dir).unwrap().unwrap();
+        assert_eq!(status(&mut other)[0].id, limit.id);
+    }
+    assert_eq!(house.processes("owner").len(), 1);
+    // What was made again is in the journal: the janitor finds it.
+    send(limit.owner_pid, Signal::SIGKILL);
+    eventually(3 * SOON, "only the log is left", || house.files().iter().all(|name| name == "owner.log"));
+}
+
+fn lost_folder() {
+    let house = House::new();
+    let targets = [Sleeper::new(), Sleeper::new()];
+    let mut first = house.client();
+    set(&mut first, request(targets[0].pid())).unwrap();
+    // Too fast for the first owner to notice.
+    fs::remove_dir_all(&house.dir).unwrap();
+    let mut second = house.client();
+    if second.owner_pid() == first.owner_pid() {
+        eprintln!("skipped: the first owner was faster");
+        return;
+    }
+    set(&mut second, request(targets[1].pid())).unwrap();
+    match event(&mut first, 3 * SOON) {
+        Reply::Ended { reason: EndReason::OwnerStopped, .. } => {}
+        other => panic!("{other:?}"),
+    }
+    eventually(SOON, "one owner is left", || house.processes("owner") == [second.owner_pid()]);
+    let mut third =
+        Client::connect(&house.dir).unwrap().expect("the first one took nothing of the second along");
+    assert_eq!(status(&mut third).len(), 1);
+    assert!(house.files().contains(&"owner.lock".to_owned()));
+}
+
+fn inherited_limits() {
+    let house = House::new();
+    // The owner is started by a shell's child, whose limits it would inherit.
+    let script = "ulimit -S -t 60; ulimit -S -n 64; exec nice -n 5 \"$0\" client \"$1\"";
+    let mut client = Command::new("sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe().unwrap())
+        .arg(&house.dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(client.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    assert_eq!(line, "limited\n");
+    let owner = house.processes("owner")[0];
+    let limits = fs::read_to_string(format!("/proc/{owner}/limits")).unwrap();
+    for (name, inherited) in [("Max cpu time", "60"), ("Max open files", "64")] {
+        let words = limits.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let (soft, hard) = words.trim().split_once(' ').unwrap();
+        assert!(soft != inherited && hard.trim().starts_with(soft), "{name}: {words}");
+    }
+    if nix::unistd::geteuid().is_root() {
+        let stat = fs::read_to_string(format!("/proc/{owner}/stat")).unwrap();
+        let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap();
+        assert_eq!(nice, "0");
+    } else {
+        eprintln!("skipped: raising the priority needs root");
+    }
+    drop(client.stdin.take());
+    client.wait().unwrap();
 }

@@ -19,9 +19,11 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
     let played = match arguments.get(1).and_then(|role| role.to_str()) {
         Some("owner") => play_owner(&arguments),
-        Some("janitor") => {
-            janitor::main(&option(&arguments, "--runtime-dir").unwrap(), number(&arguments, "--owner-pidfd"))
-        }
+        Some("janitor") => janitor::main(
+            &option(&arguments, "--runtime-dir").unwrap(),
+            number(&arguments, "--owner-pidfd"),
+            None,
+        ),
         Some("client") => house::play_client(arguments[2].as_ref()),
         _ => {
             let conclusion = libtest_mimic::run(&Arguments::from_args(), trials());

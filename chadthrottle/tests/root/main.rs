@@ -4,17 +4,26 @@
 //! say why; with `CHADT_REQUIRE_ROOT=1` a skipped one fails. `CHADT_BIN` names the binary under test.
 
 mod accuracy;
+mod actor;
 mod cleanup;
 mod coverage;
 mod independence;
 mod instrument;
+mod live;
 mod lossless;
+mod many;
+mod places;
+mod raw;
+mod rights;
 mod sharing;
 mod support;
 
 use libtest_mimic::Arguments;
 
 fn main() -> std::process::ExitCode {
+    if let Some(code) = actor::play() {
+        return code;
+    }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
     let themes = [
@@ -25,6 +34,10 @@ fn main() -> std::process::ExitCode {
         sharing::trials(),
         independence::trials(),
         cleanup::trials(),
+        live::trials(),
+        places::trials(),
+        rights::trials(),
+        many::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

@@ -21,6 +21,9 @@ use toolchain::Toolchain;
 
 const TARGET: &str = "bpfel-unknown-none";
 
+/// Name of the binary that the programs are, to cargo.
+const PROGRAMS: &str = "chadthrottle";
+
 /// What `build-ebpf` takes.
 #[derive(Args)]
 pub struct Options {
@@ -80,24 +83,45 @@ fn target_dir(root: &Path, toolchain: &Toolchain, check: bool) -> Result<PathBuf
     Ok(folder)
 }
 
-/// Compiles, links, refuses what cannot be loaded, strips.
 fn build(root: &Path, toolchain: &Toolchain, target_dir: &Path) -> Result<Vec<u8>> {
+    let object = compile(root, toolchain, target_dir, &["--bin", PROGRAMS], PROGRAMS)?;
+    fs::read(&object).with_context(|| format!("read {}", object.display()))
+}
+
+/// Builds an example of the eBPF crate with the toolchain that the programs are built with; its object.
+pub fn build_example(name: &str) -> Result<PathBuf> {
+    let root = crate::root();
+    let toolchain = Toolchain::find_or_install(None)?;
+    let folder = target_dir(&root, &toolchain, false)?;
+    compile(&root, &toolchain, &folder, &["--example", name], &format!("examples/{name}"))
+}
+
+/// Compiles, links, refuses what cannot be loaded, strips. `made` is where the linker puts it.
+fn compile(
+    root: &Path,
+    toolchain: &Toolchain,
+    target_dir: &Path,
+    what: &[&str],
+    made: &str,
+) -> Result<PathBuf> {
     let mut cargo = toolchain.cargo();
     cargo
         .current_dir(root.join("chadthrottle-ebpf"))
-        .args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"])
+        .args(["build", "--release", "--locked", "--target", TARGET])
+        .args(what)
+        .arg("--target-dir")
         .arg(target_dir)
         .arg("--config")
         .arg(remap(root, toolchain)?);
     sh::run(&mut cargo).context("build the eBPF programs")?;
 
-    let linked = target_dir.join(TARGET).join("release/chadthrottle");
+    let linked = target_dir.join(TARGET).join("release").join(made);
     let bytes = fs::read(&linked).with_context(|| format!("read {}", linked.display()))?;
     inspect::refuse_panics(&bytes)?;
 
-    let stripped = target_dir.join("chadthrottle.bpf.o");
+    let stripped = linked.with_extension("bpf.o");
     sh::run(Command::new(&toolchain.objcopy).arg("--strip-unneeded").arg(&linked).arg(&stripped))?;
-    fs::read(&stripped).with_context(|| format!("read {}", stripped.display()))
+    Ok(stripped)
 }
 
 /// The paths of this machine that would end up in the object's line information, by fixed names.

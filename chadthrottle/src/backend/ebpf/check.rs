@@ -4,13 +4,14 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     fs::File,
     os::fd::AsFd,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
-use chadthrottle_common::abi::{Lost, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord};
+use chadthrottle_common::abi::{Lost, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord, ThrottleStats};
 
 use super::{
-    holder::{Holder, unknown},
+    holder::{Held, Holder, STATS, unknown},
     members,
 };
 use crate::{
@@ -24,21 +25,22 @@ use crate::{
 };
 
 /// One look serves all limits of a tick.
-const FRESH: Duration = Duration::from_millis(400);
-
-/// Above so many processes one walk over the whole host is cheaper than one for each.
-pub(super) const WALK_EACH: usize = 16;
+pub(super) const FRESH: Duration = Duration::from_millis(400);
 
 /// How often others' programs are looked for.
-const FOREIGN_EVERY: Duration = Duration::from_secs(3);
+const FOREIGN_EVERY: Duration = Duration::from_secs(2);
+
+/// When one that was seen is looked for again: what is there only for a moment, as when somebody asks for the
+/// backends, is nothing to tell.
+const FOREIGN_AGAIN: Duration = Duration::from_millis(500);
 
 /// Bytes that an untagged socket may have moved without being called an escape: what was accepted, or
 /// passed on, but not used yet.
 const UNUSED_BYTES: u64 = 64 * 1024;
 
-/// What the sockets moved may exceed what passed by so many bytes (what was in flight, or in the hands of
-/// two counters at different moments), and by a tenth.
-const BYPASS_SLACK: u64 = 1024 * 1024;
+/// What the sockets moved may exceed what passed by half a second of the limit, within these bounds in bytes (what
+/// was in flight, or came between two counters' reading), and by a tenth.
+const BYPASS_SLACK: std::ops::RangeInclusive<u64> = 128 * 1024..=1024 * 1024;
 
 /// Ticks in a row that must look like a bypass.
 const BYPASS_TICKS: u32 = 2;
@@ -50,30 +52,35 @@ pub(super) struct Look {
     pub members: BTreeMap<u64, Vec<u32>>,
     /// Open sockets by process.
     sockets: HashMap<u32, Vec<SocketRecord>>,
-    /// Programs whose link was found dead.
-    dead: Vec<&'static str>,
+    /// Bytes that passed until then, by key of the limit.
+    passed: HashMap<u64, [u64; 2]>,
 }
 
 impl Look {
     pub fn new(
         members: BTreeMap<u64, Vec<u32>>,
         records: Vec<SocketRecord>,
-        dead: Vec<&'static str>,
+        passed: HashMap<u64, [u64; 2]>,
     ) -> Self {
         let mut sockets = HashMap::<u32, Vec<SocketRecord>>::new();
         for record in records {
             sockets.entry(record.tgid).or_default().push(record);
         }
-        Self { at: Instant::now(), members, sockets, dead }
+        Self { at: Instant::now(), members, sockets, passed }
     }
 
     /// Records of a limit, each socket once.
-    pub fn records(&self, key: u64) -> HashMap<u64, SocketRecord> {
+    fn records(&self, key: u64) -> HashMap<u64, SocketRecord> {
         let pids = self.members.get(&key).into_iter().flatten();
         pids.filter_map(|pid| self.sockets.get(pid))
             .flatten()
             .map(|record| (record.socket, *record))
             .collect()
+    }
+
+    /// Open sockets of a process.
+    pub fn sockets_of_process(&mut self, pid: u32) -> &mut [SocketRecord] {
+        self.sockets.get_mut(&pid).map_or(&mut [], Vec::as_mut_slice)
     }
 
     /// Open IPv4 and IPv6 sockets of a limit's processes.
@@ -82,23 +89,39 @@ impl Look {
     }
 }
 
+/// What an earlier look saw of a limit.
+pub(super) struct Seen {
+    at: Instant,
+    passed: [u64; 2],
+    /// By the kernel's address of the socket.
+    sockets: HashMap<u64, SocketRecord>,
+}
+
+/// Others' programs at one hook, when they were looked for last.
+#[derive(Clone, Default)]
+pub(super) struct Foreign {
+    at: Option<Instant>,
+    ids: Vec<u32>,
+}
+
 /// What the check remembers of one direction of a limit.
 #[derive(Default)]
 pub(super) struct Judge {
-    passed: Option<u64>,
     suspicious: u32,
     ticks: u32,
 }
 
 impl Judge {
-    /// Takes in one tick: bytes that the sockets moved and that passed the hook since the limit was set.
+    /// Takes in what moved at the sockets and what passed the hook between two looks, in bytes.
     /// True when more moved than passed, for some time, by more than two counters can differ.
-    fn bypassed(&mut self, moved: u64, passed_total: u64) -> bool {
-        let passed = self.passed.replace(passed_total).map(|before| passed_total.saturating_sub(before));
+    fn bypassed(&mut self, moved: u64, passed: u64, rate: u64) -> bool {
         self.ticks += 1;
-        // In the first ticks what was in flight before is acknowledged.
-        let Some(passed) = passed.filter(|_| self.ticks > 3) else { return false };
-        if moved > passed + passed / 10 + BYPASS_SLACK {
+        // In the first second what was in flight before is acknowledged.
+        if self.ticks == 1 {
+            return false;
+        }
+        let slack = (rate / 2).clamp(*BYPASS_SLACK.start(), *BYPASS_SLACK.end());
+        if moved > passed + passed / 10 + slack {
             self.suspicious += 1;
         } else {
             self.suspicious = 0;
@@ -113,16 +136,7 @@ impl Holder {
         if self.look.as_ref().is_none_or(|look| look.at.elapsed() > FRESH) {
             let members = members::census(&self.loaded)?;
             let pids: HashSet<u32> = members.values().flatten().copied().collect();
-            let records = if pids.len() <= WALK_EACH {
-                let mut records = Vec::new();
-                for pid in pids {
-                    // A process that ended since the census has none.
-                    records.extend(self.walk_one(pid).unwrap_or_default());
-                }
-                records
-            } else {
-                self.loaded.walk_sockets(None)?
-            };
+            let records = self.walk_those(&pids)?;
             if records.iter().any(|record| record.flags & RECORD_SHARED != 0) {
                 self.loaded.watch_shared_sockets()?;
             }
@@ -131,21 +145,11 @@ impl Holder {
                 self.loaded.attach_again(&self.cgroup)?;
             }
             self.queue.see(&mut self.loaded, &records);
-            self.look = Some(Look::new(members, records, dead));
-        }
-        self.look.as_mut().ok_or_else(|| Error::failed("look at the limited processes"))
-    }
-
-    pub fn check(&mut self, id: LimitId, direction: Direction) -> Result<Checked> {
-        let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
-        let look = self.look()?;
-        let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
-        let first = look.members.get(&key).and_then(|pids| pids.first()).copied();
-        let records = look.records(key);
-        let dead = look.dead.clone();
-        let mut escapes = Vec::new();
-        if !dead.is_empty() {
-            escapes.push(Escape {
+            // After the sockets: what is under way between the two readings has passed, and not moved.
+            let passed = self.passed_bytes()?;
+            let look = Look::new(members, records, passed);
+            // Looking mends what it finds, so the next look does not find it: it is kept until it is told.
+            let detached = (!dead.is_empty()).then(|| Escape {
                 kind: EscapeKind::DeadLink,
                 message: format!(
                     "somebody detached {} from {}; attached again",
@@ -153,10 +157,27 @@ impl Holder {
                     self.cgroup.display()
                 ),
             });
+            for held in self.held.values_mut() {
+                held.found.extend(detached.clone());
+                held.found.extend(untagged(&look.records(held.key)));
+            }
+            self.look = Some(look);
         }
-        escapes.extend(untagged(&records));
+        self.look.as_mut().ok_or_else(|| Error::failed("look at the limited processes"))
+    }
+
+    pub fn check(&mut self, id: LimitId, direction: Direction) -> Result<Checked> {
+        let &Held { key, lapsed, .. } = self.held.get(&id).ok_or_else(|| unknown(id))?;
+        let look = self.look()?;
+        let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
+        let first = look.members.get(&key).and_then(|pids| pids.first()).copied();
+        let records = look.records(key);
+        let passed = look.passed.get(&key).copied().unwrap_or_default();
+        let at = look.at;
+        let mut escapes =
+            self.held.get_mut(&id).map(|held| std::mem::take(&mut held.found)).unwrap_or_default();
         escapes.extend(self.lost()?);
-        if self.lapsed {
+        if lapsed {
             escapes.push(Escape {
                 kind: EscapeKind::LeaseExpired,
                 message: "the owner was stopped or too busy for three seconds, in which nothing was limited"
@@ -166,25 +187,36 @@ impl Holder {
         if let Some(pid) = first {
             escapes.extend(self.foreign(id, pid, direction));
         }
-        let passed = self.stats(id, direction)?.passed_bytes;
+        let now = Seen { at, passed, sockets: records };
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
-        let moved = moved(&held.sockets, &records, direction);
-        if held.judge.get_mut(direction).bypassed(moved, passed) {
-            escapes.push(Escape {
-                kind: EscapeKind::Bypass,
-                message: format!(
-                    "its sockets moved {moved} bytes of {direction} in a second, more than passed the limit: something \
-                     carries them past the socket's hook (sockmap? a kernel module?)"
-                ),
-            });
+        if let Some(before) = held.seen.as_ref().filter(|before| before.at != at) {
+            let moved = moved(&before.sockets, &now.sockets, direction);
+            let passed = now.passed[direction.index()].saturating_sub(before.passed[direction.index()]);
+            let rate = held.rates.get(direction).unwrap_or_default();
+            if held.judge.get_mut(direction).bypassed(moved, passed, rate) {
+                escapes.push(Escape {
+                    kind: EscapeKind::Bypass,
+                    message: format!(
+                        "its sockets moved {moved} bytes of {direction} in a second, but only {passed} passed the \
+                         limit: something carries them past it (sockets that were made outside {}? a kernel module?)",
+                        self.cgroup.display()
+                    ),
+                });
+            }
         }
-        let sockets = records.len() as u32;
+        let sockets = now.sockets.len() as u32;
         // Both directions compare with the same earlier look: whoever checks last replaces it.
         let last = Direction::ALL.into_iter().rfind(|each| held.rates.get(*each).is_some());
         if last == Some(direction) {
-            held.sockets = records;
+            held.seen = Some(now);
         }
         Ok(Checked { processes, sockets, escapes })
+    }
+
+    /// Bytes that each limit let through so far, by its key.
+    fn passed_bytes(&self) -> Result<HashMap<u64, [u64; 2]>> {
+        let stats = self.loaded.entries::<u64, [ThrottleStats; 2]>(STATS)?;
+        Ok(stats.into_iter().map(|(key, pair)| (key, pair.map(|stats| stats.bytes_passed))).collect())
     }
 
     /// Children or sockets that the programs had no room for.
@@ -203,38 +235,40 @@ impl Holder {
         }))
     }
 
-    /// [`Self::foreign_programs`], not at every tick.
+    /// Others' programs that stay at the same hook of the process's cgroup; not looked for at every tick.
     fn foreign(&mut self, id: LimitId, pid: u32, direction: Direction) -> Option<Escape> {
-        if let Some((at, found)) = self.held.get(&id)?.foreign.get(direction)
-            && at.elapsed() < FOREIGN_EVERY
-        {
-            return found.clone();
+        let held = self.held.get(&id)?;
+        let before = held.foreign.get(direction).clone();
+        let wait = if before.ids.is_empty() { FOREIGN_EVERY } else { FOREIGN_AGAIN };
+        if before.at.is_some_and(|at| at.elapsed() < wait) {
+            return None;
         }
-        let found = self.foreign_programs(pid, direction);
-        *self.held.get_mut(&id)?.foreign.get_mut(direction) = Some((Instant::now(), found.clone()));
-        found
+        let (path, ids) = self.foreign_programs(pid, direction).unwrap_or_default();
+        let stay: Vec<_> = ids.iter().filter(|id| before.ids.contains(id)).map(ToString::to_string).collect();
+        *self.held.get_mut(&id)?.foreign.get_mut(direction) = Foreign { at: Some(Instant::now()), ids };
+        (!stay.is_empty()).then(|| Escape {
+            kind: EscapeKind::ForeignProgram,
+            message: format!(
+                "other eBPF programs decide over the same {direction} packets in {} (program {}): they may drop more \
+                 than the limit does",
+                path.display(),
+                stay.join(", ")
+            ),
+        })
     }
 
-    /// Others' programs at the same hook of the process's cgroup.
-    fn foreign_programs(&self, pid: u32, direction: Direction) -> Option<Escape> {
+    /// The process's cgroup, and the ids of others' programs there.
+    fn foreign_programs(&self, pid: u32, direction: Direction) -> Option<(PathBuf, Vec<u32>)> {
         let hook = match direction {
             Direction::Upload => CgroupHook::Egress,
             Direction::Download => CgroupHook::Ingress,
         };
         // A cgroup that is hidden from us, or gone: nothing can be said, and nothing is.
         let path = cgroup::path_below(&self.mount, pid).ok()?;
-        let ids = sys::effective_programs(File::open(&path).ok()?.as_fd(), hook).ok()?;
+        let mut ids = sys::effective_programs(File::open(&path).ok()?.as_fd(), hook).ok()?;
         let ours = self.loaded.limiter_ids();
-        let foreign: Vec<_> = ids.iter().filter(|id| !ours.contains(id)).map(ToString::to_string).collect();
-        (!foreign.is_empty()).then(|| Escape {
-            kind: EscapeKind::ForeignProgram,
-            message: format!(
-                "other eBPF programs decide over the same {direction} packets in {} (program {}): they may drop more \
-                 than the limit does",
-                path.display(),
-                foreign.join(", ")
-            ),
-        })
+        ids.retain(|id| !ours.contains(id));
+        Some((path, ids))
     }
 }
 
@@ -290,11 +324,16 @@ mod tests {
     #[test]
     fn a_bypass_must_last_and_be_large() {
         let mut judge = Judge::default();
-        let much = 10 * BYPASS_SLACK;
-        let answers: Vec<_> = (0..6).map(|_| judge.bypassed(much, 1_000)).collect();
-        assert_eq!(answers, [false, false, false, false, true, true]);
-        assert!(!judge.bypassed(BYPASS_SLACK, 1_000));
-        assert!(!judge.bypassed(much, 1_000));
+        let (rate, slack) = (1_000_000, 500_000);
+        let much = 10 * slack;
+        let answers: Vec<_> = (0..6).map(|_| judge.bypassed(much, 1_000, rate)).collect();
+        assert_eq!(answers, [false, false, true, true, true, true]);
+        assert!(!judge.bypassed(slack, 1_000, rate));
+        assert!(!judge.bypassed(much, 1_000, rate));
+        let mut slow = Judge::default();
+        assert!(!slow.bypassed(900_000, 0, 100_000));
+        assert!(!slow.bypassed(900_000, 0, 100_000));
+        assert!(slow.bypassed(900_000, 0, 100_000), "nine times a low limit is seen too");
     }
 
     #[test]

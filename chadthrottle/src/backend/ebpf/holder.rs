@@ -8,13 +8,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chadthrottle_common::abi::{
-    ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_DEVICE, NARROW, RECORD_LOWERED,
-    RECORD_SHARED, SocketRecord, State, ThrottleStats, TokenBucket,
+use chadthrottle_common::{
+    abi::{
+        ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_DEVICE, NARROW,
+        RECORD_LOWERED, RECORD_SHARED, SocketRecord, State, ThrottleStats, TokenBucket,
+    },
+    pacing,
 };
 
 use super::{
-    check::{Look, WALK_EACH},
+    check::{FRESH, Look},
     members,
     queue::{QUEUE_US, Queue},
 };
@@ -25,28 +28,33 @@ use crate::{
         bpf::{self, Events, Loaded},
         cgroup, clock, fault, process,
     },
-    model::{Counters, Direction, Limit, LimitId, PerDirection, Target},
+    model::{Counters, Direction, Escape, Limit, LimitId, PerDirection, Target},
 };
 
 const CONFIGS: &str = "CGROUP_CONFIGS";
 const BUCKETS: &str = "CGROUP_BUCKETS";
-const STATS: &str = "CGROUP_STATS";
+pub(super) const STATS: &str = "CGROUP_STATS";
 const FLOWS: &str = "CGROUP_FLOWS";
-
-/// bpf_map_update_elem: only change.
-const BPF_EXIST: u64 = 2;
 
 /// How long the programs go on holding without a word from the owner.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// Credit that an idle limit saves up, as time at its rate: TCP tries again 200 ms and more after it lost all
-/// that was in flight, or had a segment refused with nothing in flight, and must find what it missed. More than
-/// that only makes for larger losses afterwards (measured: 300 ms, 500 ms, 1 s).
-const CREDIT: Duration = Duration::from_millis(300);
+/// Credit that an idle limit saves up, as time at its rate. Download: a sender tries again 200 ms and more after
+/// it lost all that was in flight, and must find what it missed; more than that only makes for larger losses
+/// afterwards (measured: 300 ms, 500 ms, 1 s). Upload is paced and may run
+/// [`BURST_TICKS`](chadthrottle_common::pacing::BURST_TICKS) into debt beside this.
+const CREDIT: PerDirection<Duration> =
+    PerDirection { upload: Duration::from_millis(250), download: Duration::from_millis(300) };
 
 /// And never less than a GSO buffer, in bytes: at 100 KB/s that is 650 ms, and what TCP sends at a time
 /// (measured: 0.96 of the limit against 0.82 without).
 const MIN_CREDIT: u64 = 65_536;
+
+/// So many flows are expected to share a limit at first, at most; many connections may be idle.
+const MOST_FLOWS: u64 = 8;
+
+/// Above so many processes one walk over the whole host is cheaper than one for each.
+const WALK_EACH: usize = 16;
 
 /// How long to wait until all connections in use have advertised their smaller windows, and these have
 /// arrived. Over a long line that takes longer; but there what is under way is little compared with what a
@@ -63,11 +71,16 @@ pub(super) struct Held {
     pub key: u64,
     pub rates: PerDirection<Option<u64>>,
     pub targets: Vec<Target>,
-    /// Sockets of its processes at the last look, by the kernel's address of the socket.
-    pub sockets: HashMap<u64, SocketRecord>,
+    /// When its processes were entered, and what that found.
+    brought_in: Option<(Instant, Applied)>,
+    /// What the last check saw.
+    pub seen: Option<super::check::Seen>,
     pub judge: PerDirection<super::check::Judge>,
-    /// When others' programs were looked for last, and what was found.
-    pub foreign: PerDirection<Option<(Instant, Option<crate::model::Escape>)>>,
+    /// What looks have found and no check has told yet.
+    pub found: Vec<Escape>,
+    pub foreign: PerDirection<super::check::Foreign>,
+    /// The lease ran out before it was renewed, at least once.
+    pub lapsed: bool,
 }
 
 /// The programs, and every limit they hold.
@@ -79,6 +92,7 @@ pub(super) struct Holder {
     site: Site,
     /// Where the programs are attached.
     pub cgroup: PathBuf,
+    cgroup_id: u64,
     /// Root of the cgroup2 mount.
     pub mount: PathBuf,
     /// Zero of every bucket's virtual time.
@@ -89,9 +103,9 @@ pub(super) struct Holder {
     unsettled: bool,
     pub held: BTreeMap<LimitId, Held>,
     retired: Vec<(Instant, u64)>,
+    /// Limits that are over, whose processes still name them.
+    leaving: HashSet<u64>,
     pub look: Option<Look>,
-    /// The lease ran out before it was renewed, at least once.
-    pub lapsed: bool,
 }
 
 impl Holder {
@@ -113,6 +127,7 @@ impl Holder {
             loaded,
             events,
             site: site.clone(),
+            cgroup_id: cgroup::get_cgroup_id(&cgroup)?,
             cgroup,
             mount: cgroup::mount()?,
             epoch_ns: clock::monotonic_ns(),
@@ -120,8 +135,8 @@ impl Holder {
             unsettled: false,
             held: BTreeMap::new(),
             retired: Vec::new(),
+            leaving: HashSet::new(),
             look: None,
-            lapsed: false,
         };
         holder.renew()?;
         Ok(holder)
@@ -139,26 +154,45 @@ impl Holder {
                 key: NARROW | limit.id.0,
                 rates: PerDirection::default(),
                 targets: limit.targets.clone(),
-                sockets: HashMap::new(),
+                brought_in: None,
+                seen: None,
                 judge: PerDirection::default(),
+                found: Vec::new(),
                 foreign: PerDirection::default(),
+                lapsed: false,
             };
             self.make_elements(held.key)?;
             self.held.insert(limit.id, held);
         }
-        // Processes and sockets first: a queue has to stand where their packets arrive when the rate begins
-        // to hold, and until then nothing is refused.
-        let came = if first { self.bring_in(limit.id) } else { self.present(limit.id) };
-        let done = came.and_then(|applied| {
-            self.set_rate(limit.id, limit.direction, rate)?;
-            fault::point("ebpf.limit-written");
-            self.verify(limit.id, limit.direction, rate)?;
-            Ok(applied)
-        });
+        let done = self.set(limit, rate, first);
         if done.is_err() && first {
             self.remove(limit.id, limit.direction)?;
         }
         done
+    }
+
+    fn set(&mut self, limit: &Limit, rate: u64, first: bool) -> Result<Applied> {
+        let applied = match limit.direction {
+            // The rate first: a process that is entered is held from then on.
+            Direction::Upload => {
+                self.set_rate(limit.id, limit.direction, rate)?;
+                if first {
+                    self.pace_ahead(limit.id)?;
+                }
+                fault::point("ebpf.limit-written");
+                if first { self.bring_in(limit.id)? } else { self.present(limit.id)? }
+            }
+            // Processes and sockets first: a queue has to stand where their packets arrive when the rate begins
+            // to hold, and until then nothing is refused.
+            Direction::Download => {
+                let applied = if first { self.bring_in(limit.id)? } else { self.present(limit.id)? };
+                self.set_rate(limit.id, limit.direction, rate)?;
+                fault::point("ebpf.limit-written");
+                applied
+            }
+        };
+        self.verify(limit.id, limit.direction, rate)?;
+        Ok(applied)
     }
 
     /// Empty elements in the three maps; no program looks at them before a process is entered.
@@ -196,7 +230,7 @@ impl Holder {
             Target::Pid(pid) | Target::Tree(pid) => pid,
         });
         let lower = held.rates.get(direction).is_none_or(|old| rate < old);
-        let capacity = capacity(rate);
+        let capacity = capacity(rate, direction);
         let mut config = CgroupThrottleConfig {
             cgroup_id: key,
             rate_bps: rate,
@@ -205,31 +239,49 @@ impl Holder {
             ..CgroupThrottleConfig::default()
         };
         if direction == Direction::Download && rate != 0 {
-            let (class_id, receiving) = self.prepare_queue(key, rate);
+            let records = self.walk_those(&self.processes_of(id)?)?;
+            let class_id = self.queue.set(key, rate);
+            self.queue.see(&mut self.loaded, &records);
             config.queue_us = QUEUE_US;
-            if lower && receiving {
+            if lower && records.iter().any(|record| self.queue.is_equipped(record)) {
                 // First the senders learn how little they may send, then it is held: or all that they were
                 // promised before comes at once, more than a queue should take.
-                config.class_id = self.config(key, direction)?.class_id;
-                self.write_config(key, direction, config)?;
-                self.await_lower_windows(key);
+                config.class_id = self.config(key)?[direction.index()].class_id;
+                self.write_config(direction, config)?;
+                self.await_lower_windows(&records);
             }
             config.class_id = class_id;
         }
-        self.write_config(key, direction, config)?;
+        self.write_config(direction, config)?;
         if direction == Direction::Download {
             // The sockets tell where their packets arrive.
             self.bump()?;
         }
         let old = self.bucket(key, direction)?;
         let now = clock::monotonic_ns();
+        let mut bucket = TokenBucket {
+            class_id: config.class_id,
+            ..TokenBucket::empty(rate, capacity, self.epoch_ns, now)
+        };
+        if direction == Direction::Upload && rate != 0 {
+            bucket.level = match old.level {
+                // A little more than each one's share: TCP does not quite reach its cap.
+                0 => rate / self.coming_flows(key).clamp(1, MOST_FLOWS) / 8 * 9,
+                // At another rate the flows are as many as before.
+                level => (u128::from(level) * u128::from(rate) / u128::from(old.rate_bps.max(1))) as u64,
+            }
+            .clamp(1, rate);
+            bucket.level_period_ns = pacing::period_ns(rate);
+        }
+        let shift = old.shift_to(rate, now);
         self.loaded.change_bucket(&BucketChange {
             id: key,
             direction: direction.index() as u64,
-            shift: old.shift_to(rate, now),
-            bucket: TokenBucket::empty(rate, capacity, self.epoch_ns, now),
+            shift,
+            bucket,
         })?;
         if direction == Direction::Download && rate == 0 {
+            // After the configuration, which named it no more.
             self.queue.release(key);
         }
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
@@ -238,19 +290,16 @@ impl Holder {
         Ok(())
     }
 
-    fn config(&mut self, key: u64, direction: Direction) -> Result<CgroupThrottleConfig> {
-        let configs = self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?;
-        let pair = configs
+    fn config(&mut self, key: u64) -> Result<[CgroupThrottleConfig; 2]> {
+        self.loaded
+            .hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?
             .get(&key, 0)
-            .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {CONFIGS}"), &cause))?;
-        Ok(pair[direction.index()])
+            .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {CONFIGS}"), &cause))
     }
 
-    fn write_config(&mut self, key: u64, direction: Direction, config: CgroupThrottleConfig) -> Result<()> {
-        let mut pair = Direction::ALL.map(|_| CgroupThrottleConfig::default());
-        for direction in Direction::ALL {
-            pair[direction.index()] = self.config(key, direction)?;
-        }
+    fn write_config(&mut self, direction: Direction, config: CgroupThrottleConfig) -> Result<()> {
+        let key = config.cgroup_id;
+        let mut pair = self.config(key)?;
         pair[direction.index()] = config;
         self.loaded
             .hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?
@@ -260,42 +309,23 @@ impl Holder {
 
     /// Waits until every connection of the limit at which something still arrives has advertised its smaller
     /// window.
-    fn await_lower_windows(&self, key: u64) {
-        let Some(look) = &self.look else { return };
-        let pids = look.members.get(&key).cloned().unwrap_or_default();
-        let before = look.records(key);
+    fn await_lower_windows(&self, before: &[SocketRecord]) {
+        let received: HashMap<u64, u64> =
+            before.iter().map(|record| (record.socket, record.bytes_received)).collect();
+        let pids = before.iter().map(|record| record.tgid).collect();
         let start = Instant::now();
         while start.elapsed() < MOST_SHRINK {
             thread::sleep(SHRINK_STEP);
-            // A process that ended has no more connections.
-            let records = if pids.len() <= WALK_EACH {
-                pids.iter().flat_map(|pid| self.walk_one(*pid).unwrap_or_default()).collect()
-            } else {
-                self.loaded.walk_sockets(None).unwrap_or_default()
-            };
-            let now: HashMap<u64, SocketRecord> =
-                records.into_iter().map(|record| (record.socket, record)).collect();
             let late = |record: &SocketRecord| {
                 record.flags & RECORD_LOWERED == 0
                     && self.queue.is_equipped(record)
-                    && before
-                        .get(&record.socket)
-                        .is_some_and(|before| before.bytes_received != record.bytes_received)
+                    && received.get(&record.socket).is_some_and(|before| *before != record.bytes_received)
             };
-            if !now.values().any(late) && start.elapsed() >= LEAST_SHRINK {
+            let now = self.walk_those(&pids).unwrap_or_default();
+            if !now.iter().any(late) && start.elapsed() >= LEAST_SHRINK {
                 break;
             }
         }
-    }
-
-    /// The class of a download limit, with a queue wherever packets for its sockets arrive; and whether they
-    /// do so anywhere.
-    fn prepare_queue(&mut self, key: u64, rate: u64) -> (u32, bool) {
-        let class = self.queue.set(key, rate);
-        let look = self.look.as_ref();
-        let records: Vec<_> = look.map(|look| look.records(key).into_values().collect()).unwrap_or_default();
-        self.queue.see(&mut self.loaded, &records);
-        (class, records.iter().any(|record| self.queue.is_equipped(record)))
     }
 
     fn bucket(&mut self, key: u64, direction: Direction) -> Result<TokenBucket> {
@@ -311,32 +341,39 @@ impl Holder {
         let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let (key, targets) = (held.key, held.targets.clone());
         let live: HashSet<u64> = self.held.values().map(|held| held.key).collect();
-        let pids = members::enter(&mut self.loaded, &targets, key, &live)?;
+        let within = members::Within { mount: &self.mount, path: &self.cgroup, id: self.cgroup_id };
+        let pids = members::enter(&mut self.loaded, &targets, key, &live, &within)?;
         fault::point("ebpf.process-entered");
         self.bump()?;
-        if pids.len() <= WALK_EACH {
-            for pid in &pids {
-                self.walk_one(*pid)?;
-            }
-        } else {
-            self.loaded.walk_sockets(None)?;
-        }
+        let open = self.walk_those(&pids)?;
         // The second walk meets what was on its way from one table to another in the first, and sees
         // which of the sockets tagged in the first are open elsewhere too.
-        let records = self.loaded.walk_sockets(None)?;
+        let mut records =
+            if open.is_empty() { self.walk_those(&pids)? } else { self.loaded.walk_sockets(None)? };
         if records.iter().any(|record| record.flags & RECORD_SHARED != 0) {
             self.loaded.watch_shared_sockets()?;
         }
         self.bump()?;
         self.unsettled = true;
         fault::point("ebpf.sockets-tagged");
-        let look = self.look.insert(Look::new(members::census(&self.loaded)?, records, Vec::new()));
-        Ok(Applied { processes: pids.len() as u32, sockets: look.sockets_of(key) })
+        records.retain(|record| pids.contains(&record.tgid));
+        let sockets: HashSet<u64> = records.iter().map(|record| record.socket).collect();
+        let applied = Applied { processes: pids.len() as u32, sockets: sockets.len() as u32 };
+        let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
+        held.brought_in = Some((Instant::now(), applied.clone()));
+        Ok(applied)
     }
 
     /// What a limit that is in force already holds.
     fn present(&mut self, id: LimitId) -> Result<Applied> {
-        let key = self.held.get(&id).ok_or_else(|| unknown(id))?.key;
+        let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
+        // Usually the other direction of a limit that has just been set; the last look may be from before.
+        if let Some((at, applied)) = &held.brought_in
+            && at.elapsed() <= FRESH
+        {
+            return Ok(applied.clone());
+        }
+        let key = held.key;
         let look = self.look()?;
         let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
         Ok(Applied { processes, sockets: look.sockets_of(key) })
@@ -376,40 +413,41 @@ impl Holder {
     pub fn remove(&mut self, id: LimitId, direction: Direction) -> Result<()> {
         let Some(held) = self.held.get_mut(&id) else { return Ok(()) };
         let key = held.key;
+        let paced = held.rates.upload.is_some() && direction == Direction::Upload;
         *held.rates.get_mut(direction) = None;
         let over = held.rates == PerDirection::default();
+        let pids = if paced { self.processes_of(id)? } else { HashSet::new() };
+        // First the rate, which frees the traffic at once; then the rest.
+        match self.set_rate(id, direction, 0) {
+            Err(error) if error.kind != Kind::NotFound => return Err(error),
+            _ => {}
+        }
         if over {
             self.held.remove(&id);
             self.retired.push((Instant::now(), key));
             if let Some(look) = &mut self.look {
                 look.members.remove(&key);
             }
-        } else {
-            return self.set_rate(id, direction, 0);
+            self.leaving.insert(key);
+            self.bump()?;
         }
-        // First the rate, which frees the traffic at once; then the processes.
-        for direction in Direction::ALL {
-            let change = BucketChange {
-                id: key,
-                direction: direction.index() as u64,
-                shift: 0,
-                bucket: TokenBucket::empty(0, 0, self.epoch_ns, clock::monotonic_ns()),
-            };
-            match self.loaded.change_bucket(&change) {
-                Err(error) if error.kind != Kind::NotFound => return Err(error),
-                _ => {}
-            }
+        if paced {
+            // Other limits of theirs pace them again soon.
+            self.unpace(&pids);
         }
-        // So that no packet goes into its class any more.
-        let over = [CgroupThrottleConfig { cgroup_id: key, ..CgroupThrottleConfig::default() }; 2];
-        if let Err(cause) =
-            self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?.insert(key, over, BPF_EXIST)
-        {
-            tracing::debug!("end the configuration of limit {id}: {cause}");
+        Ok(())
+    }
+
+    /// Takes the processes out of the limits that are over, with one look at all. What is not done yet does
+    /// no harm: their entries name limits that are not there.
+    fn let_leave(&mut self) -> Result<()> {
+        if self.leaving.is_empty() {
+            return Ok(());
         }
-        self.queue.release(key);
-        members::leave(&mut self.loaded, key)?;
-        self.bump()
+        members::leave(&mut self.loaded, &self.leaving)?;
+        self.leaving.clear();
+        self.state.epoch += 1;
+        Ok(())
     }
 
     /// Deletes the map elements of limits that ended a while ago.
@@ -449,12 +487,13 @@ impl Holder {
     pub fn renew(&mut self) -> Result<()> {
         let now = clock::monotonic_ns();
         if self.state.lease_deadline_ns != 0 && now > self.state.lease_deadline_ns && !self.held.is_empty() {
-            self.lapsed = true;
+            self.held.values_mut().for_each(|held| held.lapsed = true);
         }
         self.state.lease_deadline_ns = now + LEASE.as_nanos() as u64;
         if std::mem::take(&mut self.unsettled) {
             self.state.epoch += 1;
         }
+        self.let_leave()?;
         if !self.queue.look_after() {
             // The sockets tell again where their packets arrive.
             self.state.epoch += 1;
@@ -479,6 +518,19 @@ impl Holder {
         Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())
     }
 
+    /// The sockets of these processes.
+    pub fn walk_those(&self, pids: &HashSet<u32>) -> Result<Vec<SocketRecord>> {
+        if pids.len() > WALK_EACH {
+            return self.loaded.walk_sockets(None);
+        }
+        let mut records = Vec::new();
+        for pid in pids {
+            // Of a process that has ended it finds none.
+            records.extend(self.walk_one(*pid)?);
+        }
+        Ok(records)
+    }
+
     /// The sockets of one process; the whole host where the kernel can't narrow it down (before 6.1).
     pub fn walk_one(&self, tgid: u32) -> Result<Vec<SocketRecord>> {
         self.loaded.walk_sockets(Some(tgid)).or_else(|_| self.loaded.walk_sockets(None))
@@ -495,8 +547,8 @@ impl Holder {
 }
 
 /// Bytes of credit at `rate` bytes/s.
-fn capacity(rate: u64) -> u64 {
-    ((u128::from(rate) * CREDIT.as_millis() / 1_000) as u64).max(MIN_CREDIT)
+fn capacity(rate: u64, direction: Direction) -> u64 {
+    ((u128::from(rate) * CREDIT.get(direction).as_millis() / 1_000) as u64).max(MIN_CREDIT)
 }
 
 pub(super) fn unknown(id: LimitId) -> Error {

@@ -11,7 +11,7 @@ use chadthrottle_common::abi::{MAX_NESTED, MAX_PROCESSES, ProcessEntry};
 
 use crate::{
     error::{Error, Kind, Result},
-    kernel::{bpf::Loaded, clock, process, process::Process},
+    kernel::{bpf::Loaded, cgroup, clock, process, process::Process},
     model::Target,
 };
 
@@ -25,41 +25,81 @@ const BPF_EXIST: u64 = 2;
 /// their children then inherit, having been entered.
 const MAX_SCANS: usize = 20;
 
-/// Enters the processes of the targets into limit `key` and returns them. `live` tells limits in force from ids left over.
+/// Enters the processes of the targets into limit `key` and returns them. `live` tells limits in force from
+/// ids left over, `within` processes whose packets the programs see.
 ///
 /// # Errors
-/// [`Kind::NotFound`] when none of the targets is alive (any more); [`Kind::Failed`] when a process already
+/// [`Kind::NotFound`] when a target is not alive (any more) or not within; [`Kind::Failed`] when a process already
 /// has [`MAX_NESTED`] limits or the map is full. Then none is under the limit.
-pub fn enter(loaded: &mut Loaded, targets: &[Target], key: u64, live: &HashSet<u64>) -> Result<HashSet<u32>> {
+pub fn enter(
+    loaded: &mut Loaded,
+    targets: &[Target],
+    key: u64,
+    live: &HashSet<u64>,
+    within: &Within,
+) -> Result<HashSet<u32>> {
     let mut entered = HashSet::new();
-    let done = targets.iter().try_for_each(|target| match *target {
-        Target::Pid(pid) => {
-            entered.insert(pid);
-            enter_one(loaded, pid, key, live)
+    let done = targets.iter().try_for_each(|target| {
+        let (Target::Pid(pid) | Target::Tree(pid)) = *target;
+        within.require(pid)?;
+        entered.insert(pid);
+        enter_one(loaded, pid, key, live)?;
+        match target {
+            Target::Pid(_) => Ok(()),
+            Target::Tree(_) => enter_descendants(loaded, pid, key, live, within, &mut entered),
         }
-        Target::Tree(pid) => enter_tree(loaded, pid, key, live, &mut entered),
     });
     match done {
         Ok(()) => Ok(entered),
         Err(error) => {
-            leave(loaded, key)?;
+            leave(loaded, &HashSet::from([key]))?;
             Err(error)
         }
     }
 }
 
-fn enter_tree(
+/// The cgroup at which the programs are attached.
+pub struct Within<'a> {
+    /// Root of the cgroup2 mount.
+    pub mount: &'a Path,
+    /// Where they are attached, for messages.
+    pub path: &'a Path,
+    /// The same, as the kernel names it.
+    pub id: u64,
+}
+
+impl Within<'_> {
+    fn holds(&self, pid: u32) -> Result<bool> {
+        cgroup::is_below(self.mount, self.id, pid)
+    }
+
+    fn require(&self, pid: u32) -> Result<()> {
+        if self.holds(pid)? {
+            return Ok(());
+        }
+        Err(Error::new(
+            Kind::NotFound,
+            format!(
+                "process {pid} is not below the cgroup root {}: it can't be limited from here",
+                self.path.display()
+            ),
+        ))
+    }
+}
+
+fn enter_descendants(
     loaded: &mut Loaded,
     root: u32,
     key: u64,
     live: &HashSet<u64>,
+    within: &Within,
     entered: &mut HashSet<u32>,
 ) -> Result<()> {
-    enter_one(loaded, root, key, live)?;
-    entered.insert(root);
     for _ in 0..MAX_SCANS {
         let mut new = process::descendants(Path::new("/proc"), root)?;
-        new.retain(|pid| entered.insert(*pid));
+        // One that ended since the scan is within nothing.
+        new.retain(|pid| !entered.contains(pid) && within.holds(*pid).unwrap_or(false));
+        entered.extend(&new);
         if new.is_empty() {
             break;
         }
@@ -101,7 +141,7 @@ fn enter_one(loaded: &mut Loaded, pid: u32, key: u64, live: &HashSet<u64>) -> Re
         }
     }
     let holds = processes.get(&pid, 0).is_ok_and(|entry| entry.limits.contains(&key));
-    if !process.alive() {
+    if process.is_ending() {
         // The exit hook may have run before the entry was made. Ids come back only after all others.
         let _ = processes.remove(&pid);
         return Err(Error::new(Kind::NotFound, format!("process {pid} ended")));
@@ -126,14 +166,15 @@ fn add(entry: &mut ProcessEntry, key: u64, live: &HashSet<u64>) -> bool {
     true
 }
 
-/// Takes every process out of limit `key`. Their entries stay, so that a later limit finds the same
+/// Takes every process out of these limits. Their entries stay, so that a later limit finds the same
 /// `born`, by which their sockets know them.
-pub fn leave(loaded: &mut Loaded, key: u64) -> Result<()> {
-    let members = census(loaded)?.remove(&key).unwrap_or_default();
+pub fn leave(loaded: &mut Loaded, keys: &HashSet<u64>) -> Result<()> {
+    let census = census(loaded)?;
+    let pids: HashSet<u32> = keys.iter().filter_map(|key| census.get(key)).flatten().copied().collect();
     let mut processes = loaded.hash::<u32, ProcessEntry>(PROCESSES)?;
-    for pid in members {
+    for pid in pids {
         let Ok(mut entry) = processes.get(&pid, 0) else { continue };
-        let mut limits = entry.limits.map(|id| if id == key { 0 } else { id });
+        let mut limits = entry.limits.map(|id| if keys.contains(&id) { 0 } else { id });
         // Zero ends the list.
         limits.sort_by_key(|id| *id == 0);
         entry.limits = limits;

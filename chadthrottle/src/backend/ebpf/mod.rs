@@ -1,15 +1,17 @@
 //! The eBPF backend: a token bucket in the kernel, at the sockets of the limited processes.
 //!
-//! - [`holder`]: what is in the kernel, once for both directions: setting, changing, lifting.
-//! - [`members`]: which processes are under which limit.
-//! - [`queue`]: downloads without loss, where that can be had.
-//! - [`check`]: the live check.
-//! - [`requirements`]: what it needs, for the probe and `doctor`.
+//! - `holder`: what is in the kernel, once for both directions: setting, changing, lifting.
+//! - `members`: which processes are under which limit.
+//! - `pacing`: connections that were open already send no faster than the limit.
+//! - `queue`: downloads without loss, where that can be had.
+//! - `check`: the live check.
+//! - `requirements`: what it needs, for the probe and `doctor`.
 
 use std::{
     cell::RefCell,
-    os::fd::RawFd,
+    os::fd::{OwnedFd, RawFd},
     rc::{Rc, Weak},
+    time::Duration,
 };
 
 use super::{Applied, Backend, Checked, Driver, Priority, Site};
@@ -21,6 +23,7 @@ use crate::{
 mod check;
 mod holder;
 mod members;
+pub mod pacing;
 mod queue;
 mod requirements;
 
@@ -92,6 +95,12 @@ macro_rules! forward {
             }
             fn renew(&mut self) -> Result<()> {
                 self.0.holder.borrow_mut().renew()
+            }
+            fn follow(&mut self) -> Result<Option<Duration>> {
+                if self.0.direction == Direction::Upload { self.0.holder.borrow_mut().follow() } else { Ok(None) }
+            }
+            fn estate(&self) -> Result<Option<OwnedFd>> {
+                if self.0.direction == Direction::Upload { self.0.holder.borrow().estate().map(Some) } else { Ok(None) }
             }
             fn ended(&mut self) -> Result<Vec<LimitId>> {
                 self.0.holder.borrow_mut().ended()

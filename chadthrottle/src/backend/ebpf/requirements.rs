@@ -36,11 +36,7 @@ pub fn list(site: &Site) -> Vec<Requirement> {
     let mount = cgroup::attach_point(site.cgroup_root.as_deref());
     let mut all = vec![
         one("kernel 5.11 or later", kernel.clone(), version(&kernel)),
-        one(
-            "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON",
-            String::new(),
-            of(caps::require("loading eBPF programs", &caps::FOR_EBPF), None),
-        ),
+        one(&caps::names(&caps::FOR_EBPF), String::new(), capabilities()),
         one(
             "initial PID namespace",
             String::new(),
@@ -76,6 +72,18 @@ pub fn list(site: &Site) -> Vec<Requirement> {
             .map(|what| one("in full", String::new(), Probe::Unavailable { reason: what, mend: None })),
     );
     all
+}
+
+/// Here a missing one is no riddle.
+fn capabilities() -> Probe {
+    let missing = caps::missing(&caps::FOR_EBPF);
+    if missing.is_empty() {
+        return Probe::Ready;
+    }
+    Probe::Unavailable {
+        reason: format!("missing: {}", caps::names(&missing)),
+        mend: Some(caps::mend(&caps::FOR_EBPF)),
+    }
 }
 
 /// bpf_sock_from_file, with which open sockets are found, came with 5.11.

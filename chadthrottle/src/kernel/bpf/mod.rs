@@ -33,6 +33,7 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("SK_FAMILY", "sock", "__sk_common.skc_family"),
     ("SK_STATE", "sock", "__sk_common.skc_state"),
     ("SK_PROTOCOL", "sock", "sk_protocol"),
+    ("SK_MAX_PACING_RATE", "sock", "sk_max_pacing_rate"),
     ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
     ("TCP_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
     ("SK_NET", "sock", "__sk_common.skc_net"),
@@ -169,6 +170,10 @@ impl Loaded {
                 .and_then(|()| self.load_one(self.ingress, &types))
                 .map_err(|_| reason)?;
         }
+        if let Err(reason) = self.load_one("pace_flow", &types) {
+            self.degraded
+                .push(format!("new connections are only paced from their second second on: {reason}"));
+        }
         let complete =
             ADOPTERS.iter().position(|set| set.iter().all(|name| self.load_one(name, &types).is_ok()));
         match complete {
@@ -195,6 +200,7 @@ impl Loaded {
             Program::CgroupSock(program) => program.load(),
             Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
             Program::Iter(program) => program.load("task_file", types),
+            Program::SockOps(program) => program.load(),
             _ => return Err(Error::failed(format!("the eBPF object's program {name} has an unknown type"))),
         };
         loaded.or_else(|cause| {
@@ -236,8 +242,14 @@ impl Loaded {
             ("tag_new_socket", CgroupHook::SocketCreate),
             (self.egress, CgroupHook::Egress),
             (self.ingress, CgroupHook::Ingress),
+            ("pace_flow", CgroupHook::SocketOps),
         ] {
-            let link = attach(self.program_fd(name)?, &directory, hook)?;
+            let program = match self.program_fd(name) {
+                // Not there on this kernel, as was said when it was loaded.
+                Err(_) if name == "pace_flow" => continue,
+                program => program?,
+            };
+            let link = attach(program, &directory, hook)?;
             self.links.push((name, hook, link));
         }
         super::fault::point("ebpf.attached");
@@ -344,6 +356,23 @@ impl Loaded {
         sys::read_hash(data.fd().as_fd()).context(format!("read the eBPF map {name}"))
     }
 
+    /// One value of a hash map of the object.
+    pub fn entry<K: Pod, V: Pod>(&self, name: &str, key: &K) -> Result<V> {
+        let map =
+            self.ebpf.map(name).ok_or_else(|| Error::failed(format!("the eBPF object has no map {name}")))?;
+        HashMap::try_from(map)
+            .and_then(|map: HashMap<&MapData, K, V>| map.get(key, 0))
+            .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {name}"), &cause))
+    }
+
+    /// The map that knows how each connection is paced.
+    pub fn flows(&self) -> Result<FlowMap<'_>> {
+        match self.ebpf.map("FLOWS") {
+            Some(Map::SkStorage(data)) => Ok(FlowMap(data.fd().as_fd())),
+            _ => Err(Error::failed("the eBPF object has no socket storage map FLOWS")),
+        }
+    }
+
     /// An array of the object.
     pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
         get_bpf_map(&mut self.ebpf, name)
@@ -358,6 +387,10 @@ impl Loaded {
             .map_err(|cause| Error::caused(Kind::Failed, "open the eBPF events", &cause))
     }
 }
+
+/// The map `FLOWS`: a [`chadthrottle_common::abi::Flow`] for each connection that is or was paced.
+#[derive(Clone, Copy)]
+pub struct FlowMap<'a>(pub BorrowedFd<'a>);
 
 /// What the programs tell the owner.
 pub struct Events(RingBuf<MapData>);

@@ -26,6 +26,8 @@ pub enum CgroupHook {
     Egress = 1,
     /// Sockets made by processes of the cgroup.
     SocketCreate = 2,
+    /// Connections of the cgroup's sockets.
+    SocketOps = 3,
 }
 
 #[repr(C)]
@@ -302,4 +304,52 @@ pub fn read_hash<K: aya::Pod + Default, V: aya::Pod + Default>(
         }
         (at, begun) = (next, true);
     }
+}
+
+const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
+const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
+
+#[repr(C)]
+#[derive(Default)]
+struct Element {
+    map_fd: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+/// What a socket carries in a socket storage map; `None`: nothing.
+pub fn socket_value<V: aya::Pod + Default>(
+    map: BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
+) -> io::Result<Option<V>> {
+    let (key, mut value) = (socket.as_raw_fd(), V::default());
+    let mut element = Element {
+        map_fd: map.as_raw_fd() as u32,
+        key: (&raw const key) as u64,
+        value: (&raw mut value) as u64,
+        ..Element::default()
+    };
+    match bpf(BPF_MAP_LOOKUP_ELEM, &mut element) {
+        Ok(_) => Ok(Some(value)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a socket carry a value in a socket storage map.
+pub fn set_socket_value<V: aya::Pod>(
+    map: BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
+    value: &V,
+) -> io::Result<()> {
+    let key = socket.as_raw_fd();
+    let mut element = Element {
+        map_fd: map.as_raw_fd() as u32,
+        key: (&raw const key) as u64,
+        value: std::ptr::from_ref(value) as u64,
+        ..Element::default()
+    };
+    bpf(BPF_MAP_UPDATE_ELEM, &mut element).map(drop)
 }

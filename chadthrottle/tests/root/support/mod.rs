@@ -48,12 +48,13 @@ pub fn program() -> PathBuf {
 }
 
 /// A trial in a scene of its own, after which nothing of ours may be left on the machine.
-pub fn trial(name: &str, run: impl FnOnce(&Scene) -> Result<Finding> + Send + 'static) -> Trial {
+pub fn trial(name: &str, run: impl Fn(&Scene) -> Result<Finding> + Send + 'static) -> Trial {
+    let label = name.to_owned();
     let required = std::env::var_os(REQUIRE_ROOT).is_some_and(|value| value == "1");
     Trial::ignorable_test(name, move || {
         let finding = match missing() {
             Some(reason) => Finding::Skipped(reason),
-            None => in_scene(run).map_err(|error| Failed::from(error.to_string()))?,
+            None => in_scene(&label, run).map_err(|error| Failed::from(error.to_string()))?,
         };
         match finding {
             Finding::Holds => Ok(Completion::Completed),
@@ -64,19 +65,44 @@ pub fn trial(name: &str, run: impl FnOnce(&Scene) -> Result<Finding> + Send + 's
 }
 
 /// [`trial`] for those that can be tried wherever there are the rights.
-pub fn plain(name: &str, run: impl FnOnce(&Scene) -> Result<()> + Send + 'static) -> Trial {
-    trial(name, |scene| run(scene).map(|()| Finding::Holds))
+pub fn plain(name: &str, run: impl Fn(&Scene) -> Result<()> + Send + 'static) -> Trial {
+    trial(name, move |scene| run(scene).map(|()| Finding::Holds))
 }
 
-fn in_scene(run: impl FnOnce(&Scene) -> Result<Finding>) -> Result<Finding> {
+/// Themes whose trials measure rates on the way.
+const MEASURING: &[&str] = &[
+    "instrument",
+    "accuracy",
+    "lossless",
+    "coverage",
+    "sharing",
+    "independence",
+    "many",
+    "live",
+    "places",
+    "rights",
+];
+
+/// What is measured on a busy machine may be the machine: such a trial is taken once more when it fails, in a new
+/// scene, and that is said. What either of the two leaves behind fails.
+fn in_scene(name: &str, run: impl Fn(&Scene) -> Result<Finding>) -> Result<Finding> {
     let before = Machine::look()?;
-    let scene = Scene::new()?;
-    let finding = run(&scene);
-    let restored = scene.ensure_restored();
-    drop(scene);
+    let mut finding = in_one_scene(&run);
+    if let Err(error) = &finding
+        && MEASURING.iter().any(|theme| name.starts_with(theme))
+    {
+        eprintln!("{name} failed once, and is tried again: {error}");
+        finding = in_one_scene(&run);
+    }
     let finding = finding?;
-    restored?;
     before.ensure_restored()?;
+    Ok(finding)
+}
+
+fn in_one_scene(run: impl Fn(&Scene) -> Result<Finding>) -> Result<Finding> {
+    let scene = Scene::new()?;
+    let finding = run(&scene)?;
+    scene.ensure_restored()?;
     Ok(finding)
 }
 

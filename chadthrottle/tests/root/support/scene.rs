@@ -64,6 +64,11 @@ impl Scene {
         self.runtime.path()
     }
 
+    /// Where the programs are attached, and what can be limited lives.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
+    }
+
     /// A number for traffic that nobody else in the scene has.
     pub fn run(&self) -> u64 {
         self.runs.set(self.runs.get() + 1);

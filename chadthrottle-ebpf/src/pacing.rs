@@ -1,0 +1,137 @@
+//! TCP of a limited process sends no faster than the limit, so that nothing need be refused: the pacing
+//! cap of each of its flows follows the water level of its limits.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
+        BPF_SOCK_OPS_RTT_CB_FLAG,
+    },
+    helpers::{bpf_setsockopt, bpf_skc_to_tcp_sock},
+    macros::sock_ops,
+    programs::SockOpsContext,
+};
+use chadthrottle_common::{
+    abi::{TAG_LISTENER, TAG_SHARED, ThrottleStats, TokenBucket, UPLOAD},
+    pacing::{next_level, payload_rate},
+};
+
+use crate::{
+    kernel::{field, global},
+    maps::{CGROUP_BUCKETS, CGROUP_STATS, FLOWS, TAGS, live_state, resolve},
+};
+
+const SOL_SOCKET: i32 = 1;
+const SO_MAX_PACING_RATE: i32 = 47;
+const AF_INET6: u32 = 10;
+
+/// Looks at the level of a limit when it is due. Two processors may look at once: then the level takes two
+/// steps, and the next looks mend it.
+///
+/// # Safety
+/// `bucket` is the upload bucket of limit `id`, from the map in this run.
+#[inline(always)]
+pub unsafe fn look(id: u64, bucket: *mut TokenBucket, now_ns: u64) {
+    // SAFETY: the caller's; the counters are a map value of two elements.
+    unsafe {
+        let elapsed = now_ns.saturating_sub((*bucket).level_at_ns);
+        if elapsed < (*bucket).level_period_ns || (*bucket).level == 0 {
+            return;
+        }
+        (*bucket).level_at_ns = now_ns;
+        let Some(pair) = CGROUP_STATS.get_ptr(id) else { return };
+        let stats = pair.cast::<ThrottleStats>().add(UPLOAD);
+        let (passed, refused) = ((*stats).bytes_passed, (*stats).packets_dropped);
+        let used = passed.wrapping_sub((*bucket).level_passed);
+        let lost = refused.wrapping_sub((*bucket).level_refused);
+        (*bucket).level_passed = passed;
+        (*bucket).level_refused = refused;
+        (*bucket).level = next_level((*bucket).level, (*bucket).rate_bps, used, lost, elapsed);
+    }
+}
+
+/// The lowest level of the limits that hold a socket; 0: it is not to be paced.
+#[inline(always)]
+unsafe fn level_of(socket: *mut c_void) -> Option<u64> {
+    // SAFETY: the caller's: `socket` is a socket.
+    unsafe {
+        let tag = TAGS.get(socket)?;
+        let Some((state, _)) = live_state() else { return Some(0) };
+        resolve(tag, state.epoch);
+        let unclaimed = TAG_SHARED | TAG_LISTENER;
+        if tag.flags & unclaimed == unclaimed {
+            return Some(0);
+        }
+        let mut lowest = 0;
+        for id in &tag.limits {
+            if *id == 0 {
+                break;
+            }
+            if let Some(pair) = CGROUP_BUCKETS.get_ptr(*id) {
+                let level = (*pair.cast::<TokenBucket>().add(UPLOAD)).level;
+                if level != 0 && (lowest == 0 || level < lowest) {
+                    lowest = level;
+                }
+            }
+        }
+        Some(lowest)
+    }
+}
+
+#[inline(always)]
+unsafe fn pace(ctx: &SockOpsContext) -> Option<()> {
+    // SAFETY: the context's socket, checked for null; offsets come from the kernel's BTF.
+    unsafe {
+        let socket: *mut c_void = (*ctx.ops).__bindgen_anon_2.sk.cast();
+        if socket.is_null() {
+            return None;
+        }
+        let level = level_of(socket)?;
+        if ctx.op() != BPF_SOCK_OPS_RTT_CB {
+            // Beside what others asked for.
+            let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_RTT_CB_FLAG) as i32);
+        }
+        let flow = if level == 0 { FLOWS.get(socket)? } else { FLOWS.get_or_create(socket)? };
+        if ctx.op() != BPF_SOCK_OPS_RTT_CB {
+            flow.follows = 1;
+        }
+        if flow.level == level {
+            return None;
+        }
+        if flow.level == 0 {
+            let tcp: *const c_void = bpf_skc_to_tcp_sock(socket).cast();
+            if tcp.is_null() {
+                return None;
+            }
+            flow.saved = field(tcp, global::SK_MAX_PACING_RATE());
+        }
+        let mut cap = flow.saved;
+        if level != 0 {
+            let ours = payload_rate(level, (*ctx.ops).family == AF_INET6);
+            if ours < cap {
+                cap = ours;
+            }
+        }
+        // bpf_setsockopt takes 32 bits, all ones for none.
+        let mut value = if cap > u64::from(u32::MAX) { u32::MAX } else { cap as u32 };
+        flow.level = level;
+        bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_MAX_PACING_RATE, (&raw mut value).cast(), 4);
+    }
+    Some(())
+}
+
+/// New connections are paced from the start; every measured round trip is an occasion to follow the level.
+#[sock_ops]
+pub fn pace_flow(ctx: SockOpsContext) -> u32 {
+    let op = ctx.op();
+    if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB
+        || op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB
+        || op == BPF_SOCK_OPS_RTT_CB
+    {
+        // SAFETY: a context of this program.
+        let _ = unsafe { pace(&ctx) };
+    }
+    1
+}

@@ -1,0 +1,224 @@
+//! Pacing of connections that were open before their limit. New ones follow the level by themselves, in the
+//! kernel; a connection whose establishment no program saw gets no callbacks, and is set from here.
+
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
+
+use chadthrottle_common::{
+    abi::{Flow, RECORD_FOLLOWS, RECORD_LISTENER, SocketRecord, TokenBucket},
+    pacing::payload_rate,
+};
+
+use super::{holder::Holder, members};
+use crate::{
+    error::{Context, Result},
+    kernel::{
+        bpf::{FlowMap, sys},
+        process::{self, Process},
+        sockets,
+    },
+    model::{Direction, LimitId, Target},
+};
+
+const IPPROTO_TCP: u32 = 6;
+
+/// A level that moved by less than this fraction is not worth a system call.
+const TOLERANCE: u64 = 32;
+
+/// How often the owner looks whether a level has moved, while it has connections to set itself.
+const FOLLOW_EVERY: Duration = Duration::from_millis(100);
+
+impl Holder {
+    /// Lets the connections that can't do so themselves follow the levels of their limits. Returns when to
+    /// call again; `None`: there are none now.
+    pub fn follow(&mut self) -> Result<Option<Duration>> {
+        if !self.held.values().any(|held| held.rates.get(Direction::Upload).is_some()) {
+            return Ok(None);
+        }
+        let buckets = self.loaded.entries::<u64, [TokenBucket; 2]>("CGROUP_BUCKETS")?;
+        let levels: HashMap<u64, u64> =
+            buckets.into_iter().map(|(key, pair)| (key, pair[Direction::Upload.index()].level)).collect();
+        // The last look will do, as long as checks renew it.
+        if self.look.is_none() {
+            self.look()?;
+        }
+        let Some(look) = &mut self.look else { return Ok(None) };
+        let mut wanted = HashMap::<u32, u64>::new();
+        for (key, pids) in &look.members {
+            let Some(level) = levels.get(key).filter(|level| **level != 0) else { continue };
+            for pid in pids {
+                wanted.entry(*pid).and_modify(|lowest| *lowest = (*lowest).min(*level)).or_insert(*level);
+            }
+        }
+        let mut due = Vec::new();
+        let mut any = false;
+        for (pid, level) in wanted {
+            for record in look.sockets_of_process(pid).iter_mut().filter(|record| is_ours_to_pace(record)) {
+                any = true;
+                if differs(record.level, level) {
+                    record.level = level;
+                    due.push((*record, level));
+                }
+            }
+        }
+        for (record, level) in due {
+            // A connection that was closed meanwhile, or may not be touched: the bucket holds it all the same.
+            if let Err(error) = self.pace(&record, level) {
+                tracing::debug!("{error}");
+            }
+        }
+        Ok(any.then_some(FOLLOW_EVERY))
+    }
+
+    /// The map of all paced flows, for [`lift_all`].
+    pub fn estate(&self) -> Result<OwnedFd> {
+        self.loaded.flows()?.0.try_clone_to_owned().context("keep the map of paced connections")
+    }
+
+    /// Descriptors that are sockets, of the processes that are to be under a limit. Read from /proc: they are
+    /// not in the map yet, so the walk would not list them.
+    fn coming(&self, key: u64) -> Vec<(u32, u32)> {
+        let targets = self.held.values().find(|held| held.key == key).map_or(&[][..], |held| &held.targets);
+        let sockets_of = |pid| process::sockets(Path::new("/proc"), pid).into_iter().map(move |fd| (pid, fd));
+        targeted(targets).into_iter().flat_map(sockets_of).collect()
+    }
+
+    /// How many flows a new limit will hold, at a guess.
+    pub fn coming_flows(&self, key: u64) -> u64 {
+        self.coming(key).len() as u64
+    }
+
+    /// Paces the open connections of a limit before it begins to refuse anything: a flow that is refused with
+    /// nothing in flight waits for its probe timer, which backs off.
+    pub fn pace_ahead(&self, id: LimitId) -> Result<()> {
+        let Some(held) = self.held.get(&id) else { return Ok(()) };
+        let level = self.level_of(id)?;
+        for (pid, fd) in self.coming(held.key) {
+            let paced = Process::open(pid).and_then(|process| {
+                let socket = sockets::borrow(&process, fd)?;
+                if sockets::is_tcp_flow(socket.as_fd()) {
+                    apply(self.loaded.flows()?, socket.as_fd(), level)
+                } else {
+                    Ok(())
+                }
+            });
+            if let Err(error) = paced {
+                tracing::debug!("{error}");
+            }
+        }
+        Ok(())
+    }
+
+    fn level_of(&self, id: LimitId) -> Result<u64> {
+        let Some(held) = self.held.get(&id) else { return Ok(0) };
+        let pair: [TokenBucket; 2] = self.loaded.entry("CGROUP_BUCKETS", &held.key)?;
+        Ok(pair[Direction::Upload.index()].level)
+    }
+
+    /// Applies a level to one connection; 0: gives back the cap that it had.
+    fn pace(&self, record: &SocketRecord, level: u64) -> Result<()> {
+        let process = Process::open(record.tgid)?;
+        let socket = sockets::borrow(&process, record.fd)?;
+        apply(self.loaded.flows()?, socket.as_fd(), level)
+    }
+
+    /// Everybody whose connections a limit may have paced: its members, and its targets, which set-up paces
+    /// before they become members.
+    pub fn processes_of(&self, id: LimitId) -> Result<HashSet<u32>> {
+        let Some(held) = self.held.get(&id) else { return Ok(HashSet::new()) };
+        // Children younger than the last look follow the level by themselves, also down to none.
+        let mut pids: HashSet<u32> = match &self.look {
+            Some(look) => look.members.get(&held.key).into_iter().flatten().copied().collect(),
+            None => members::census(&self.loaded)?.remove(&held.key).into_iter().flatten().collect(),
+        };
+        pids.extend(targeted(&held.targets));
+        Ok(pids)
+    }
+
+    /// Gives back the caps of all connections of these processes.
+    pub fn unpace(&self, pids: &HashSet<u32>) {
+        let Ok(flows) = self.loaded.flows() else { return };
+        for pid in pids {
+            if let Err(error) = lift(flows, *pid) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
+}
+
+/// The processes that targets name, with their descendants where those are meant.
+fn targeted(targets: &[Target]) -> Vec<u32> {
+    let mut pids = Vec::new();
+    for target in targets {
+        match *target {
+            Target::Pid(pid) => pids.push(pid),
+            Target::Tree(pid) => {
+                pids.push(pid);
+                pids.extend(process::descendants(Path::new("/proc"), pid).unwrap_or_default());
+            }
+        }
+    }
+    pids
+}
+
+fn is_ours_to_pace(record: &SocketRecord) -> bool {
+    record.protocol == IPPROTO_TCP && record.flags & (RECORD_LISTENER | RECORD_FOLLOWS) == 0
+}
+
+fn differs(have: u64, want: u64) -> bool {
+    have.abs_diff(want) > want / TOLERANCE
+}
+
+/// Sets a level on a socket, or with 0 what it had before; the record of it is written first.
+fn apply(flows: FlowMap<'_>, socket: BorrowedFd<'_>, level: u64) -> Result<()> {
+    let now = sys::socket_value::<Flow>(flows.0, socket).context("read how a connection is paced")?;
+    let known = now.filter(|flow| flow.level != 0);
+    let saved = match known {
+        Some(flow) => flow.saved,
+        None if level == 0 => return Ok(()),
+        None => sockets::max_pacing_rate(socket).context("read a connection's pacing cap")?,
+    };
+    let flow = Flow { level, saved, follows: known.map_or(0, |flow| flow.follows) };
+    let cap = if level == 0 {
+        saved
+    } else {
+        let six = sockets::is_ipv6(socket).context("read a connection's address family")?;
+        payload_rate(level, six).min(saved)
+    };
+    // Before the cap when it is set, after it when it is lifted: it is always known that a cap is ours.
+    if level != 0 {
+        sys::set_socket_value(flows.0, socket, &flow).context("note how a connection is paced")?;
+    }
+    sockets::set_max_pacing_rate(socket, cap).context("set a connection's pacing cap")?;
+    if level == 0 {
+        sys::set_socket_value(flows.0, socket, &flow)
+            .context("note that a connection is not paced any more")?;
+    }
+    Ok(())
+}
+
+/// Gives back every cap on a process's connections that the map knows of. Returns how many.
+fn lift(flows: FlowMap<'_>, pid: u32) -> Result<usize> {
+    // Ended meanwhile, or not ours to look into.
+    let Ok(process) = Process::open(pid) else { return Ok(0) };
+    let mut lifted = 0;
+    for fd in process::sockets(Path::new("/proc"), pid) {
+        let Ok(socket) = sockets::borrow(&process, fd) else { continue };
+        let paced = sys::socket_value::<Flow>(flows.0, socket.as_fd()).ok().flatten();
+        if paced.is_some_and(|flow| flow.level != 0) {
+            apply(flows, socket.as_fd(), 0)?;
+            lifted += 1;
+        }
+    }
+    Ok(lifted)
+}
+
+/// For the janitor, when the owner is gone or stopped: gives back every cap of ours on the whole host.
+pub fn lift_all(flows: BorrowedFd<'_>) -> Result<usize> {
+    let pids = process::all(Path::new("/proc"))?;
+    pids.into_iter().try_fold(0, |lifted, pid| Ok(lifted + lift(FlowMap(flows), pid)?))
+}

@@ -1,0 +1,42 @@
+//! `cargo xtask bench`: what the engine costs and how well it holds, beside what was promised.
+//!
+//! The engine is measured as users get it, with the committed object; what it is compared with is an
+//! object of its own that is built here and kept nowhere.
+
+use crate::{ebpf, sh};
+use anyhow::{Result, bail};
+use clap::Args;
+
+/// The page that a full run writes, from the root of the checkout.
+const PAGE: &str = "docs/benchmarks/engine.md";
+/// The example of the eBPF crate that the engine is compared with.
+const YARDSTICK: &str = "yardstick";
+
+/// What `bench` takes.
+#[derive(Args)]
+pub struct Options {
+    /// Measure only this, and write no page
+    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy"])]
+    only: Option<String>,
+}
+
+pub fn run(options: &Options) -> Result<()> {
+    if !sh::is_root() {
+        bail!(
+            "bench: loads eBPF programs and makes network namespaces and a cgroup, which only root may; \
+             run `cargo xtask bench` as root"
+        );
+    }
+    let yardstick = ebpf::build_example(YARDSTICK)?;
+    let mut cargo = sh::cargo();
+    cargo
+        .current_dir(crate::root())
+        .args(["bench", "--package", "chadthrottle", "--bench", "engine", "--"])
+        .arg("--yardstick")
+        .arg(yardstick);
+    match &options.only {
+        Some(part) => cargo.args(["--only", part]),
+        None => cargo.arg("--page").arg(crate::root().join(PAGE)),
+    };
+    sh::run(&mut cargo)
+}
