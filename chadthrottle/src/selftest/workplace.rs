@@ -11,6 +11,7 @@ use std::{
 
 use super::{cgroup::Cgroup, process::Place};
 use crate::{
+    backend,
     error::{Context, Result},
     kernel::{
         journal::{self, Journal, Object},
@@ -109,7 +110,7 @@ pub fn sweep(parent: &Path) -> Result<()> {
             continue;
         }
         let path = entry.path();
-        let swept = journal::sweep(&path)?;
+        let swept = journal::sweep(&path, backend::settle)?;
         // What could not be removed stays on record, for the next time.
         match swept.failed.first() {
             Some(error) => tracing::warn!("{error}"),

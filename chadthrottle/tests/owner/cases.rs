@@ -203,7 +203,13 @@ fn killed_both() {
         assert!(Client::connect(&house.dir).unwrap().is_none(), "a dead owner's socket is no owner");
         if swept {
             let removed = sweep(&house.dir).unwrap();
-            assert_eq!(removed, [format!("file {}", house.dir.join("owner.sock").display())]);
+            // And its cgroup, where it could make one.
+            let files: Vec<_> = removed.iter().filter(|what| what.starts_with("file ")).collect();
+            assert_eq!(files, [&format!("file {}", house.dir.join("owner.sock").display())]);
+            assert!(
+                removed.iter().all(|what| files.contains(&what) || what.starts_with("cgroup ")),
+                "{removed:?}"
+            );
             assert!(house.is_empty(), "{:?}", house.files());
             assert!(sweep(&house.dir).unwrap().is_empty());
         }
