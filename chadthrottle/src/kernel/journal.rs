@@ -19,7 +19,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{bpf::keeper, process};
+use super::{bpf::keeper, cgroup, process};
 use crate::error::{Context, Error, Result};
 
 /// How long to wait for processes that are just leaving a cgroup.
@@ -73,6 +73,8 @@ impl Object {
                 for map in keeper::kept(path)? {
                     settled += settle(map.as_fd())?;
                 }
+                // The owner's janitor lives in its cgroup.
+                cgroup::leave(path)?;
                 let there = remove_cgroup(path).context(format!("remove {self}"))?;
                 Ok(there.then(|| match settled {
                     0 => self.to_string(),

@@ -4,11 +4,7 @@
 //! process in its cgroup; the limits of all others would end with it. And what must outlive the owner and its
 //! janitor, when both are killed, is kept by this cgroup. Where it can't be made the owner stays where it is.
 
-use std::{
-    fs,
-    os::fd::BorrowedFd,
-    path::{Path, PathBuf},
-};
+use std::{fs, os::fd::BorrowedFd, path::PathBuf};
 
 use crate::{
     backend::Site,
@@ -39,7 +35,7 @@ impl Refuge {
         let refuge = Self { path, before };
         let entered = fs::create_dir(&refuge.path)
             .context(format!("make the cgroup {}", refuge.path.display()))
-            .and_then(|()| go(&refuge.path));
+            .and_then(|()| cgroup::enter(&refuge.path));
         match entered {
             Ok(()) => Ok(refuge),
             Err(error) => {
@@ -61,8 +57,7 @@ impl Refuge {
             return;
         }
         // The place before may be gone.
-        let above = self.path.parent().unwrap_or(&self.before);
-        let left = go(&self.before).or_else(|_| go(above)).and_then(|()| {
+        let left = cgroup::enter(&self.before).or_else(|_| cgroup::leave(&self.path)).and_then(|()| {
             journal::remove_cgroup(&self.path).context(format!("remove the cgroup {}", self.path.display()))
         });
         let done = left.and_then(|_| journal.done(&Object::Cgroup { path: self.path.clone() }));
@@ -70,9 +65,4 @@ impl Refuge {
             tracing::error!("{error}");
         }
     }
-}
-
-/// Moves this process.
-fn go(cgroup: &Path) -> Result<()> {
-    fs::write(cgroup.join("cgroup.procs"), "0").context(format!("move to the cgroup {}", cgroup.display()))
 }

@@ -152,8 +152,9 @@ fn open(dir: &Path, site: &Site, drivers: &'static [Driver], ready: &mut Ready) 
     premises.move_out(site);
     let listener = premises.listen()?;
     fault::point("owner.socket");
-    let janitor = Rc::new(RefCell::new(Janitor::start(&runtime)?));
+    // The janitor lives there, so it goes before.
     let premises = Rc::new(RefCell::new(premises));
+    let janitor = Rc::new(RefCell::new(Janitor::start(&runtime)?));
     let (heir, keeper) = (Rc::clone(&janitor), Rc::clone(&premises));
     fault::point("owner.janitor");
     ready.tell(&Startup::Ready);
