@@ -39,6 +39,7 @@ pub const ALL: &[(&str, fn())] = &[
     ("death_and_panic_at_every_step_leave_nothing", faults),
     ("the_end_of_the_target_and_of_the_duration", ends),
     ("detach_change_and_clear", detach_change_clear),
+    ("a_stopped_owner_is_said_to_be_stopped", stopped_owner),
     ("nonsense_is_dismissed_and_its_limits_end", nonsense),
     ("a_client_that_does_not_read_blocks_nobody", deaf_client),
     ("another_pid_namespace_is_refused", pid_namespace),
@@ -341,6 +342,27 @@ fn detach_change_clear() {
     }
     drop(client);
     eventually(SOON, "all is gone", || house.is_empty());
+}
+
+fn stopped_owner() {
+    let house = House::new();
+    let mut client = house.client();
+    let target = Sleeper::new();
+    set(&mut client, request(target.pid())).unwrap();
+    let owner = client.owner_pid();
+    send(owner, Signal::SIGSTOP);
+    let begun = Instant::now();
+    for error in [Client::connect(&house.dir).unwrap_err(), client.request(&Request::Status).unwrap_err()] {
+        let message = error.to_string();
+        assert!(
+            message.contains("is stopped") && message.contains(&format!("kill -CONT {owner}")),
+            "{message}"
+        );
+    }
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    send(owner, Signal::SIGCONT);
+    let mut client = Client::connect(&house.dir).unwrap().unwrap();
+    assert_eq!(status(&mut client).len(), 1, "its first client is still there");
 }
 
 /// What the owner says to these bytes until it closes the connection.

@@ -1,6 +1,6 @@
 //! Nothing of ours outlives its use, however it ends. Every trial looks at the whole machine afterwards.
 
-use std::{os::fd::AsFd, path::Path};
+use std::{fs, os::fd::AsFd, path::Path};
 
 use chadthrottle::{
     kernel::{
@@ -8,7 +8,7 @@ use chadthrottle::{
         process::{self, Process},
         sockets,
     },
-    selftest::process::Place,
+    selftest::{process::Place, workplace::Workplace},
 };
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
@@ -31,6 +31,8 @@ pub fn trials() -> Vec<Trial> {
         plain("cleanup::end_of_the_target", end_of_the_target),
         plain("cleanup::end_of_the_duration", end_of_the_duration),
         plain("cleanup::cleared", cleared),
+        plain("cleanup::killed_selftest", killed_selftest),
+        plain("cleanup::selftest_makes_its_folder", selftest_folder),
         trial("cleanup::killed_while_setting_up", |scene| faults(scene, "CHADT_FAULT_KILL")),
         trial("cleanup::panic_while_setting_up", |scene| faults(scene, "CHADT_FAULT_PANIC")),
         trial("cleanup::client_that_dies_or_panics", faults_of_the_client),
@@ -186,6 +188,31 @@ fn cleared(scene: &Scene) -> Result<()> {
     pair.ensure_free(time, 1.0)?;
     // Whose limit was cleared is told so, and ends.
     limit.call.finish()?;
+    Ok(())
+}
+
+/// Its folder, and the cgroup that its journal names, are removed by `clear`.
+fn killed_selftest(scene: &Scene) -> Result<()> {
+    let folder = scene.runtime_dir().join("chadt-selftest-99999999-1");
+    let cgroup = scene.cgroup().path().join("chadt-selftest-99999999");
+    let failed = |cause| Error::failed(format!("make what a killed self-test leaves: {cause}"));
+    fs::create_dir(&folder).map_err(failed)?;
+    fs::create_dir(&cgroup).map_err(failed)?;
+    let line =
+        format!("{{\"op\":\"make\",\"object\":{{\"kind\":\"cgroup\",\"path\":\"{}\"}}}}\n", cgroup.display());
+    fs::write(folder.join("journal-99999999-1.jsonl"), line).map_err(failed)?;
+    scene.succeed("clear")?;
+    ensure!(!folder.exists() && !cgroup.exists(), "something of it is still there");
+    Ok(())
+}
+
+/// A runtime folder that is not there yet, and is not there afterwards.
+fn selftest_folder(scene: &Scene) -> Result<()> {
+    let parent = scene.runtime_dir().join("new");
+    let workplace = Workplace::new(&parent, scene.cgroup().path())?;
+    ensure!(workplace.runtime_dir().starts_with(&parent) && workplace.cgroup().exists(), "not made");
+    drop(workplace);
+    ensure!(!parent.exists(), "{} is left", parent.display());
     Ok(())
 }
 
