@@ -3,11 +3,13 @@
 /// Names of all places, in the order in which setting a limit passes them.
 pub const POINTS: &[&str] = &[
     "owner.locked",
+    "owner.moved",
     "owner.journal",
     "owner.socket",
     "owner.janitor",
     "ebpf.loaded",
     "ebpf.attached",
+    "ebpf.kept",
     "ebpf.limit-written",
     "ebpf.process-entered",
     "ebpf.sockets-tagged",
