@@ -10,7 +10,7 @@ use std::{
 
 use chadthrottle_common::{
     abi::{
-        ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_DEVICE, NARROW,
+        ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_DEVICE, Lost, NARROW,
         RECORD_LOWERED, RECORD_SHARED, SocketRecord, State, ThrottleStats, TokenBucket,
     },
     pacing,
@@ -81,6 +81,8 @@ pub(super) struct Held {
     pub foreign: PerDirection<super::check::Foreign>,
     /// The lease ran out before it was renewed, at least once.
     pub lapsed: bool,
+    /// What the programs had lost before.
+    pub lost: Lost,
 }
 
 /// The programs, and every limit they hold.
@@ -160,6 +162,7 @@ impl Holder {
                 found: Vec::new(),
                 foreign: PerDirection::default(),
                 lapsed: false,
+                lost: self.lost()?,
             };
             self.make_elements(held.key)?;
             self.held.insert(limit.id, held);
@@ -226,9 +229,7 @@ impl Holder {
     fn set_rate(&mut self, id: LimitId, direction: Direction, rate: u64) -> Result<()> {
         let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let key = held.key;
-        let pid = held.targets.first().map_or(0, |target| match *target {
-            Target::Pid(pid) | Target::Tree(pid) => pid,
-        });
+        let pid = held.targets.first().and_then(Target::pid).unwrap_or(0);
         let lower = held.rates.get(direction).is_none_or(|old| rate < old);
         let capacity = capacity(rate, direction);
         let mut config = CgroupThrottleConfig {
