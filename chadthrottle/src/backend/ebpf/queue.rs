@@ -345,6 +345,10 @@ impl Place {
         let Some(device) = self.tc.devices()?.into_iter().find(|device| device.index == index) else {
             return Err(Error::failed(format!("there is no network device {index}")));
         };
+        // Packets must not be led from a queue into a queue. They never arrive there, but others may say so.
+        if device.kind == "ifb" {
+            return Err(Error::failed(format!("{} is a queue itself", device.name)));
+        }
         let mut equipped =
             Equipped { rung: Rung::Bucket, reasons: Vec::new(), _window: None, objects: Vec::new() };
         match self.attach_window(loaded, &device, &mut equipped.objects) {
