@@ -5,4 +5,6 @@
 pub mod abi;
 pub mod bucket;
 pub mod pacing;
+pub mod remote;
+pub mod window;
 pub mod wire;

@@ -221,6 +221,11 @@ pub fn target(pid: u32) -> Result<String> {
     Ok(stat.comm)
 }
 
+/// Whether it belongs to the kernel, and has neither a file nor sockets; false when there is none of that id.
+pub fn is_kernel_thread(proc: &Path, pid: u32) -> bool {
+    matches!(Stat::read(proc, pid), Ok(Some(stat)) if stat.flags & PF_KTHREAD != 0)
+}
+
 /// Name of a process, or of a thread; `None` when there is none of that id.
 pub fn comm(id: u32) -> Option<String> {
     Stat::read(Path::new(PROC), id).ok()?.map(|stat| stat.comm)

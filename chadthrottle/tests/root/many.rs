@@ -72,8 +72,7 @@ fn passed(client: &mut Client) -> Result<(f64, HashMap<u32, u64>)> {
     let limits = limits(client)?;
     let time = (before + now()) / 2.0;
     let passed = limits.iter().filter_map(|limit| {
-        let (Target::Pid(pid) | Target::Tree(pid)) = limit.targets.first()?;
-        Some((*pid, limit.directions.upload.as_ref()?.counters.passed_bytes))
+        Some((limit.targets.first()?.pid()?, limit.directions.upload.as_ref()?.counters.passed_bytes))
     });
     Ok((time, passed.collect()))
 }
