@@ -18,7 +18,7 @@ mod backends;
 mod clear;
 mod hint;
 mod limit;
-mod resolve;
+pub(crate) mod resolve;
 mod run;
 mod session;
 mod signals;

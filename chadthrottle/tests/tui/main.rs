@@ -1,0 +1,6 @@
+//! The screens, from recorded snapshots: pictures of every screen at four sizes, and what keys do to them.
+
+mod keys;
+mod scene;
+mod screens;
+mod stage;
