@@ -6,6 +6,7 @@
 mod accuracy;
 mod actor;
 mod cleanup;
+mod command;
 mod coverage;
 mod independence;
 mod instrument;
@@ -31,6 +32,7 @@ fn main() -> std::process::ExitCode {
         coverage::trials(),
         sharing::trials(),
         independence::trials(),
+        command::trials(),
         cleanup::trials(),
         live::trials(),
         places::trials(),
