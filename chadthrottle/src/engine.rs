@@ -182,8 +182,7 @@ impl Engine {
         rates: &PerDirection<Option<Rate>>,
     ) -> Result<(LimitReport, Vec<String>)> {
         validate(rates)?;
-        let mut held =
-            self.take(id).ok_or_else(|| unknown(id))?;
+        let mut held = self.take(id).ok_or_else(|| unknown(id))?;
         let wanted = PerDirection::from_fn(|direction| match rates.get(direction) {
             Some(rate) => Want::Rate(*rate, None),
             None => Want::Keep,

@@ -180,10 +180,10 @@ impl Book {
         let undo = self.undo.pop()?;
         let step = match &undo {
             Undo::Set(report) => Step::Remove { id: report.id },
-            Undo::Changed(before, now) if before.targets == now.targets => self.step_to(now, rates_of(before)),
-            Undo::Changed(before, now) => {
-                Step::Replace { old: now.id, request: self.request_again(before) }
+            Undo::Changed(before, now) if before.targets == now.targets => {
+                self.step_to(now, rates_of(before))
             }
+            Undo::Changed(before, now) => Step::Replace { old: now.id, request: self.request_again(before) },
             Undo::Removed(report) => Step::Set(self.request_again(report)),
         };
         Some(self.order(step, Purpose::Undo(undo)))
@@ -191,7 +191,8 @@ impl Book {
 
     /// Orders that the limits set here stay when this program goes.
     pub fn keep(&mut self) -> Order {
-        let requests = self.session().map(|report| LimitRequest { detach: true, ..self.request_again(report) });
+        let requests =
+            self.session().map(|report| LimitRequest { detach: true, ..self.request_again(report) });
         let step = Step::Keep(requests.collect());
         self.order(step, Purpose::Keep)
     }
@@ -366,7 +367,10 @@ impl Book {
                     EndReason::OwnerStopped => "its owner has stopped",
                 };
                 (known && !own_doing).then(|| {
-                    Message::new(Tone::Warning, format!("the limit on {} is over: {why}", limits::subject(&last)))
+                    Message::new(
+                        Tone::Warning,
+                        format!("the limit on {} is over: {why}", limits::subject(&last)),
+                    )
                 })
             }
             News::OwnerGone => {
@@ -406,9 +410,7 @@ impl Book {
                 None => snapshot.limits.push(report.clone()),
             }
             for process in &mut snapshot.processes {
-                let named = |target: &Target| {
-                    matches!(target, Target::Pid(pid) | Target::Tree(pid) if *pid == process.pid)
-                };
+                let named = |target: &Target| matches!(target, Target::Pid(pid) | Target::Tree(pid) if *pid == process.pid);
                 if process.alive && !process.limits.contains(id) && report.targets.iter().any(named) {
                     process.limits.push(*id);
                 }

@@ -78,6 +78,11 @@ impl Column {
         }
     }
 
+    /// The column whose header gives that order.
+    pub fn of(sort: SortBy) -> Option<Self> {
+        COLUMNS.iter().map(|(column, _)| *column).find(|column| column.sort() == sort)
+    }
+
     /// By which its header orders the rows.
     pub fn sort(self) -> SortBy {
         match self {
@@ -106,7 +111,7 @@ impl Column {
         match self {
             Self::Mark => (2, 2),
             Self::Pid => (7, 7),
-            Self::Name => (12, 40),
+            Self::Name => (13, 40),
             Self::User => (8, 12),
             Self::Connections => (5, 6),
             Self::Spark => (15, 30),

@@ -110,8 +110,8 @@ pub fn areas(size: Size) -> Areas {
         15..26 => 7,
         _ => 7 + (body.height - 20) / 3,
     };
-    let facts = if body.height < 15 { 4 } else { 7 };
-    let limits = if body.height < 15 { 2 } else { 3 };
+    let facts = if body.height < 15 { 4 } else { 6 };
+    let limits = if body.height < 26 { 2 } else { 3 };
     let mut y = body.y;
     let mut part = |height: u16| {
         let height = height.min(body.bottom().saturating_sub(y));
@@ -139,7 +139,8 @@ mod tests {
 
     #[test]
     fn who_belongs() {
-        let (mut shell, mut curl, other) = (process(10, 1, "sh"), process(20, 10, "curl"), process(30, 1, "curl"));
+        let (mut shell, mut curl, other) =
+            (process(10, 1, "sh"), process(20, 10, "curl"), process(30, 1, "curl"));
         shell.unit = None;
         curl.container = Some("c0ffee".into());
         let (shell_key, curl_key) = (shell.key(), curl.key());

@@ -90,7 +90,12 @@ pub struct LimitDialog {
 
 impl LimitDialog {
     /// For one of `choices` (not empty), or to change a limit.
-    pub fn new(title: String, mut choices: Vec<Choice>, preferred: usize, changes: Option<LimitReport>) -> Self {
+    pub fn new(
+        title: String,
+        mut choices: Vec<Choice>,
+        preferred: usize,
+        changes: Option<LimitReport>,
+    ) -> Self {
         let mut chosen = preferred.min(choices.len().saturating_sub(1));
         if let Some(report) = &changes {
             let same = choices.iter().position(|choice| is_same(&choice.targets, &report.targets));
@@ -207,7 +212,9 @@ impl LimitDialog {
                 None if self.changes.as_ref().is_some_and(|limit| limit.remaining.is_some()) => {
                     Ok("as it is".into())
                 }
-                None if self.changes.as_ref().is_some_and(|limit| limit.detached) => Ok("until it is removed".into()),
+                None if self.changes.as_ref().is_some_and(|limit| limit.detached) => {
+                    Ok("until it is removed".into())
+                }
                 None => Ok("until you quit".into()),
             },
             Field::Download | Field::Upload => Ok(match rate(text)? {

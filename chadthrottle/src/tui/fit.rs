@@ -3,6 +3,9 @@
 /// Columns between two columns.
 pub const GAP: u16 = 1;
 
+/// What the main column gets before the others.
+const FIRST: u16 = 4;
+
 /// What a column needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Need {
@@ -50,7 +53,7 @@ pub fn fit(needs: &[Need], main: usize, width: u16) -> Vec<Place> {
     };
     let main_at = chosen.iter().position(|index| *index == main);
     if let Some(at) = main_at {
-        let some = needs[main].least + left / 3;
+        let some = needs[main].least + (left / 3).max(FIRST);
         grow(at, some.min(needs[main].most), &mut left);
     }
     for at in (0..chosen.len()).rev() {
@@ -62,7 +65,7 @@ pub fn fit(needs: &[Need], main: usize, width: u16) -> Vec<Place> {
     let mut x = 0;
     let place = |(index, own): (&usize, &u16)| {
         let place = Place { index: *index, x, width: *own };
-        x += own + GAP;
+        x = x.saturating_add(own.saturating_add(GAP));
         place
     };
     chosen.iter().zip(&widths).map(place).collect()

@@ -144,7 +144,8 @@ impl Pieces {
         let last = self.sums.len().saturating_sub(1);
         for (index, sum) in self.sums.iter_mut().enumerate() {
             let over = if index == last {
-                (self.now - self.begin - index as f64 * self.length).clamp(self.tick.min(self.length), self.length)
+                (self.now - self.begin - index as f64 * self.length)
+                    .clamp(self.tick.min(self.length), self.length)
             } else {
                 self.length
             };

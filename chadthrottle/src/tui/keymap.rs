@@ -306,7 +306,10 @@ mod tests {
         assert_eq!(action(on, &event(KeyCode::Char('g'), KeyModifiers::CONTROL)), None);
         assert_eq!(action(on, &event(KeyCode::Char('d'), KeyModifiers::CONTROL)), Some(A::PageDown));
         assert_eq!(action(Dialog, &event(KeyCode::Char('q'), KeyModifiers::NONE)), None);
-        assert_eq!(action(Context::On(S::Limits), &event(KeyCode::Enter, KeyModifiers::NONE)), Some(A::Limit));
+        assert_eq!(
+            action(Context::On(S::Limits), &event(KeyCode::Enter, KeyModifiers::NONE)),
+            Some(A::Limit)
+        );
     }
 
     #[test]

@@ -16,10 +16,15 @@ pub mod glyphs;
 pub mod history;
 pub mod keymap;
 pub mod layout;
+pub(crate) mod log;
 pub mod order;
+mod run;
 pub mod subject;
+mod terminal;
 pub mod theme;
 mod views;
+mod worker;
 
 pub use app::{App, Setup};
+pub use run::{OpenFeed, Options, run};
 pub use views::draw;

@@ -31,7 +31,10 @@ pub fn choices(snapshot: &Snapshot, key: &RowKey, members: &[usize]) -> Vec<Choi
         RowKey::Process(key) => {
             let process = snapshot.process(*key).filter(|process| is_limitable(process));
             let Some(process) = process else { return choices };
-            offer("this process, and what it starts from now on".into(), Some(vec![Target::Pid(process.pid)]));
+            offer(
+                "this process, and what it starts from now on".into(),
+                Some(vec![Target::Pid(process.pid)]),
+            );
             offer("it and all its children".into(), Some(vec![Target::Tree(process.pid)]));
             let name = &process.name;
             offer(format!("everything named {}", escape(name)), target("name", name));
@@ -51,8 +54,10 @@ pub fn choices(snapshot: &Snapshot, key: &RowKey, members: &[usize]) -> Vec<Choi
     }
     if !matches!(key, RowKey::Process(_)) {
         let processes = members.iter().map(|index| &snapshot.processes[*index]);
-        let pids: Vec<_> =
-            processes.filter(|process| is_limitable(process)).map(|process| Target::Pid(process.pid)).collect();
+        let pids: Vec<_> = processes
+            .filter(|process| is_limitable(process))
+            .map(|process| Target::Pid(process.pid))
+            .collect();
         let count = number::count(pids.len() as u32, "process", "processes");
         offer(format!("the {count} it has now, together"), Some(pids));
     }

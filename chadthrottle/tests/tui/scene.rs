@@ -8,8 +8,8 @@ use std::{
 };
 
 use chadthrottle::model::{
-    Connection, Counters, Direction, DirectionReport, Escape, EscapeKind, Interface, LimitId, LimitReport, Notice,
-    PerDirection, Process, ProcessKind, Protocol, Rate, Snapshot, Source, State, Target,
+    Connection, Counters, Direction, DirectionReport, Escape, EscapeKind, Interface, LimitId, LimitReport,
+    Notice, PerDirection, Process, ProcessKind, Protocol, Rate, Snapshot, Source, State, Target,
 };
 
 /// Seconds since the boot when the monitor began.
@@ -275,7 +275,11 @@ impl Scene {
                     in_force[*at].rates[direction].filter(|_| in_force[*at].escape.is_none())
                 });
                 let wish = actor.rate(direction, second) as u64;
-                let rate = if is_alive && second > 0 { limit.min().map_or(wish, |limit| wish.min(limit)) } else { 0 };
+                let rate = if is_alive && second > 0 {
+                    limit.min().map_or(wish, |limit| wish.min(limit))
+                } else {
+                    0
+                };
                 rates[direction] = rate;
                 sums[index][direction] += rate;
                 total[0][direction] += rate;
@@ -287,8 +291,10 @@ impl Scene {
             [process.rx_bytes, process.tx_bytes] = sums[index];
             process.limits = own.iter().map(|at| LimitId(in_force[*at].id)).collect();
             connections.extend(actor.connections(&process));
-            process.connections =
-                connections.iter().filter(|connection: &&Connection| connection.owner == process.key()).count() as u32;
+            process.connections = connections
+                .iter()
+                .filter(|connection: &&Connection| connection.owner == process.key())
+                .count() as u32;
             processes.push(process);
         }
         processes.push(Process {
@@ -318,7 +324,11 @@ impl Scene {
             source: self.source,
             processes,
             connections,
-            interfaces: vec![interface("eth0", true, 97), interface("lo", true, 2), interface("wlan0", false, 0)],
+            interfaces: vec![
+                interface("eth0", true, 97),
+                interface("lo", true, 2),
+                interface("wlan0", false, 0),
+            ],
             limits: limits.map(|(held, measured)| held.report(*measured, second)).collect(),
             notices: self.notices.clone(),
         }
@@ -412,7 +422,8 @@ impl Held {
                 },
             })
         };
-        let named = |actor: &Actor| matches!(self.target, Target::Pid(pid) | Target::Tree(pid) if pid == actor.pid);
+        let named =
+            |actor: &Actor| matches!(self.target, Target::Pid(pid) | Target::Tree(pid) if pid == actor.pid);
         let actor = cast().into_iter().find(named);
         let escape = |message: &&str| Escape { kind: EscapeKind::Bypass, message: (*message).into() };
         LimitReport {

@@ -102,7 +102,8 @@ fn degraded() {
 
 #[test]
 fn backends() {
-    let requirement = |name: &str, found: &str, state| Requirement { name: name.into(), found: found.into(), state };
+    let requirement =
+        |name: &str, found: &str, state| Requirement { name: name.into(), found: found.into(), state };
     let missing = Probe::Unavailable {
         reason: "the kernel has no act_police".into(),
         mend: Some("a kernel with CONFIG_NET_ACT_POLICE".into()),
@@ -136,7 +137,8 @@ fn backends() {
 
 #[test]
 fn quit_question() {
-    pictures("quit_question", &Scene::default(), |stage| {
+    let scene = Scene { limits: Vec::new(), ..Scene::default() };
+    pictures("quit_question", &scene, |stage| {
         stage.press("/curl\n\x1bt2M\n");
         stage.answer();
         stage.press("q");
@@ -146,7 +148,8 @@ fn quit_question() {
 #[test]
 fn nothing_can_be_watched() {
     pictures("nothing_can_be_watched", &Scene::default(), |stage| {
-        let error = Error::new(Kind::NotPermitted, "open the kernel's list of sockets: Operation not permitted");
+        let error =
+            Error::new(Kind::NotPermitted, "open the kernel's list of sockets: Operation not permitted");
         stage.tell(Event::FeedOver(Some(error)));
     });
 }

@@ -19,6 +19,7 @@ use ratatui::{
     backend::TestBackend,
     crossterm::event::{Event as TerminalEvent, KeyCode, KeyEvent, KeyModifiers},
     layout::Size,
+    text::Span,
 };
 
 use crate::scene::Scene;
@@ -162,7 +163,22 @@ impl Stage {
 
     /// What is on the screen.
     pub fn text(&self) -> String {
-        self.terminal().backend().to_string().lines().map(|line| format!("{}\n", plain(line))).collect()
+        let terminal = self.terminal();
+        let buffer = terminal.backend().buffer();
+        let mut text = String::new();
+        for row in 0..buffer.area.height {
+            let mut line = String::new();
+            let mut column = 0;
+            while column < buffer.area.width {
+                let symbol = buffer[(column, row)].symbol();
+                line.push_str(symbol);
+                // What lies below the second half of a wide letter is not seen.
+                column += Span::raw(symbol).width().max(1) as u16;
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
     }
 
     /// The picture, with its colours.
@@ -172,11 +188,6 @@ impl Stage {
         terminal.draw(|frame| draw(&self.app, frame)).expect("a picture");
         terminal
     }
-}
-
-/// Without the quotation marks around it and the spaces at its end.
-fn plain(line: &str) -> &str {
-    line.trim_matches('"').trim_end()
 }
 
 fn held(rate: chadthrottle::model::Rate) -> DirectionReport {

@@ -159,12 +159,8 @@ pub struct App {
     pub help_about: Screen,
     /// What is shown: rates smoothed, with what is known of limits already.
     pub shown: Snapshot,
-    /// Rates of the last minutes.
-    pub history: History,
     /// Whether snapshots come.
     pub feed: Feed,
-    /// Whether the picture stands still.
-    pub frozen: bool,
     /// Processes.
     pub processes: ProcessTable,
     /// Limits of this program.
@@ -191,6 +187,9 @@ pub struct App {
     pub message: Option<Message>,
     /// Why nothing can be limited.
     pub read_only: Option<String>,
+    history: History,
+    /// What it was when the picture was told to stand still.
+    frozen: Option<History>,
     latest: Option<Arc<Snapshot>>,
 }
 
@@ -204,9 +203,7 @@ impl App {
             screen: Screen::default(),
             help_about: Screen::default(),
             shown: Snapshot::default(),
-            history: History::default(),
             feed: Feed::Waiting,
-            frozen: false,
             processes: ProcessTable::default(),
             book: Book::new(setup.template),
             limits: Cursor::default(),
@@ -220,8 +217,20 @@ impl App {
             leaving: false,
             message: None,
             read_only: setup.read_only,
+            history: History::default(),
+            frozen: None,
             latest: None,
         }
+    }
+
+    /// Whether the picture stands still.
+    pub fn is_frozen(&self) -> bool {
+        self.frozen.is_some()
+    }
+
+    /// Rates of the last minutes.
+    pub fn history(&self) -> &History {
+        self.frozen.as_ref().unwrap_or(&self.history)
     }
 
     /// Where keys mean what they mean now.
@@ -273,7 +282,7 @@ impl App {
         self.history.add(&snapshot);
         self.book.compare(&snapshot);
         self.latest = Some(snapshot);
-        if !self.frozen {
+        if !self.is_frozen() {
             self.refresh();
         }
     }
@@ -281,7 +290,8 @@ impl App {
     fn settled(&mut self, number: u64, settled: Settled) -> Vec<Effect> {
         match settled {
             Settled::Limits(message, went_well) => {
-                let asked = self.dialog.as_mut().filter(|dialog| dialog.state == DialogState::Applying(number));
+                let asked =
+                    self.dialog.as_mut().filter(|dialog| dialog.state == DialogState::Applying(number));
                 match asked {
                     Some(dialog) if !went_well => dialog.state = DialogState::Refused(message.text),
                     asked => {
@@ -401,10 +411,11 @@ impl App {
                 self.change_table(|table| table.open(action == Action::Expand, height));
             }
             Action::Freeze => {
-                self.frozen = !self.frozen;
-                if !self.frozen {
-                    self.refresh();
-                }
+                self.frozen = match self.frozen {
+                    Some(_) => None,
+                    None => Some(self.history.clone()),
+                };
+                self.refresh();
             }
             Action::Theme => {
                 self.theme = self.theme.next();
@@ -452,7 +463,9 @@ impl App {
     fn go_to(&mut self, screen: Screen) -> Vec<Effect> {
         if screen == Screen::Detail && self.screen != Screen::Detail {
             let selected = self.processes.selected();
-            if let Some(entry) = selected.filter(|_| self.screen == Screen::Processes || self.subject.is_none()) {
+            if let Some(entry) =
+                selected.filter(|_| self.screen == Screen::Processes || self.subject.is_none())
+            {
                 self.subject = Some(Subject::of(entry, self.processes.grouping));
                 self.connections = Cursor::default();
                 self.processes.follow();
@@ -487,7 +500,8 @@ impl App {
             Screen::Limits => self.limits.step(lines, self.limit_lines().len(), height),
             Screen::Interfaces => self.interfaces.step(lines, self.shown.interfaces.len(), height),
             Screen::Detail => {
-                let length = self.subject.as_ref().map_or(0, |subject| subject.connections(&self.shown).len());
+                let length =
+                    self.subject.as_ref().map_or(0, |subject| subject.connections(&self.shown).len());
                 let height = super::detail::connections_seen(self.size);
                 self.connections.step(lines, length, height);
             }

@@ -22,7 +22,9 @@ impl App {
                 return self.click(at);
             }
             (Context::Dialog, MouseEventKind::Down(MouseButton::Left)) => {
-                let field = Field::ALL.into_iter().find(|field| views::dialog::field_area(self.size, *field).contains(at));
+                let field = Field::ALL
+                    .into_iter()
+                    .find(|field| views::dialog::field_area(self.size, *field).contains(at));
                 if let (Some(dialog), Some(field)) = (&mut self.dialog, field) {
                     dialog.focus(field);
                 }
@@ -33,7 +35,9 @@ impl App {
     }
 
     fn click(&mut self, at: Position) -> Vec<Effect> {
-        if let Some((screen, _, _)) = layout::tabs(self.size.width).iter().find(|(_, _, area)| area.contains(at)) {
+        if let Some((screen, _, _)) =
+            layout::tabs(self.size.width).iter().find(|(_, _, area)| area.contains(at))
+        {
             return self.go_to(*screen);
         }
         let body = layout::areas(self.size, self.screen).body;
@@ -44,7 +48,8 @@ impl App {
         match (self.screen, line) {
             (Screen::Processes, 0) => {
                 let placed = columns::place(self.size.width);
-                let clicked = placed.iter().find(|placed| (placed.x..placed.x + placed.width).contains(&at.x));
+                let clicked =
+                    placed.iter().find(|placed| (placed.x..placed.x + placed.width).contains(&at.x));
                 if let Some(placed) = clicked {
                     let sort = placed.column.sort();
                     self.change_table(|table| table.order_by(sort));

@@ -172,7 +172,8 @@ impl ProcessTable {
             Ok(filter) => {
                 if filter != self.filter {
                     self.filter = filter;
-                    self.unfollow();
+                    // What was found stays selected when everything else comes back.
+                    if self.filter.is_empty() { self.follow() } else { self.unfollow() }
                 }
                 None
             }
@@ -188,7 +189,8 @@ mod tests {
 
     fn snapshot(rates: [u64; 3]) -> Snapshot {
         let named = |(index, rate): (usize, u64)| {
-            let mut process = process(10 + index as u32, 1 + 9 * (index as u32).min(1), ["a", "b", "c"][index]);
+            let mut process =
+                process(10 + index as u32, 1 + 9 * (index as u32).min(1), ["a", "b", "c"][index]);
             process.rx_rate = rate;
             process
         };

@@ -37,7 +37,8 @@ pub fn lines(view: &View) -> Vec<Line<'static>> {
 
 fn backend(view: &View, report: &BackendReport, lines: &mut Vec<Line<'static>>) {
     let theme = view.theme;
-    let directions: Vec<_> = report.directions.iter().map(|direction| in_use(view, report, *direction)).collect();
+    let directions: Vec<_> =
+        report.directions.iter().map(|direction| in_use(view, report, *direction)).collect();
     let mut head = vec![Span::raw(" "), state(view, &report.available)];
     head.push(Span::styled(format!(" {}", report.name), theme.title));
     head.push(Span::styled(format!("  {:?}, {}", report.priority, directions.join(", ")), theme.dim));

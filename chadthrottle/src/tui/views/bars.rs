@@ -33,7 +33,7 @@ pub fn tabs(view: &View, frame: &mut Frame, area: Rect) {
         end = area.right();
     }
     let state = match &view.app.feed {
-        _ if view.app.frozen => Span::styled(" FROZEN ", theme.warning),
+        _ if view.app.is_frozen() => Span::styled(" FROZEN ", theme.warning),
         Feed::Over => Span::styled(" end of recording ", theme.warning),
         Feed::Failed(_) => Span::styled(" not watching ", theme.alarm),
         _ => return,
@@ -67,7 +67,7 @@ pub fn status(view: &View, frame: &mut Frame, area: Rect) {
 
 fn processes(view: &View, frame: &mut Frame, area: Rect) {
     let (theme, table) = (view.theme, &view.app.processes);
-    let column = super::processes::sorted_column(table.sort);
+    let column = Column::of(table.sort);
     let arrow = if table.sort.is_descending() == table.reversed { "▲" } else { "▼" };
     let order = match column {
         Some(Column::Spark) | None => "rate",
@@ -121,7 +121,9 @@ fn limit(view: &View, width: u16) -> Line<'static> {
             Some(how) => Line::styled(cut(escape(&how.message)), view.theme.alarm),
             None => Line::styled(cut(limits::limited(report)), view.theme.dim),
         },
-        Some(LimitLine::Suspended(_)) => Line::styled(cut("suspended; p brings it back".into()), view.theme.dim),
+        Some(LimitLine::Suspended(_)) => {
+            Line::styled(cut("suspended; p brings it back".into()), view.theme.dim)
+        }
         None => Line::default(),
     }
 }
@@ -149,7 +151,7 @@ pub fn footer(view: &View, frame: &mut Frame, area: Rect) {
         let names: Vec<_> = backends.into_iter().map(escape).collect();
         line.push_span(Span::styled(format!(" by {}", names.join(", ")), theme.dim));
     }
-    let left = usize::from(area.width).saturating_sub(line.width() + 3);
+    let left = usize::from(area.width).saturating_sub(line.width() + 4);
     if let Some(degraded) = degraded(view) {
         line.push_span(Span::styled(format!("  ! {}", format::cut(&degraded, left)), theme.warning));
     }
@@ -170,7 +172,7 @@ fn degraded(view: &View) -> Option<String> {
     let first = escape(&all.next()?);
     match all.count() {
         0 => Some(first),
-        more => Some(format!("(5 for {more} more) {first}")),
+        more => Some(format!("{} (key 5): {first}", more + 1)),
     }
 }
 

@@ -18,8 +18,9 @@ use crate::{
     output::{escape, number},
     tui::{
         detail::{self, Subject},
-        format, layout,
+        format,
         history::Rates,
+        layout,
     },
 };
 
@@ -43,7 +44,11 @@ pub fn draw(view: &View, frame: &mut Frame) {
     let shown = &view.app.shown;
     let Some(subject) = &view.app.subject else {
         let body = layout::areas(view.size, view.app.screen).body;
-        return note(frame, body, Line::from("Nothing is selected. Choose a row on screen 1 and press Enter."));
+        return note(
+            frame,
+            body,
+            Line::from("Nothing is selected. Choose a row on screen 1 and press Enter."),
+        );
     };
     let members: Vec<&Process> =
         subject.members(shown).into_iter().map(|index| &shown.processes[index]).collect();
@@ -51,7 +56,11 @@ pub fn draw(view: &View, frame: &mut Frame) {
     let status = layout::areas(view.size, view.app.screen).status;
     frame.render_widget(title(view, subject, &members), status);
     let Some(first) = members.first() else {
-        return note(frame, areas.facts, Line::from("It is gone, and the monitor has forgotten it. Esc goes back."));
+        return note(
+            frame,
+            areas.facts,
+            Line::from("It is gone, and the monitor has forgotten it. Esc goes back."),
+        );
     };
     facts(view, frame, areas.facts, first, &members);
     limits(view, frame, areas.limits, &members);
@@ -101,11 +110,14 @@ fn facts(view: &View, frame: &mut Frame, area: Rect, first: &Process, members: &
         ("Command", or_unknown(&first.cmdline)),
         ("Program", first.exe.as_deref().map_or_else(unknown, escape)),
         ("User", user),
-        ("Started", format!(
-            "{} ({} ago)",
-            humantime::format_rfc3339_seconds(started).to_string().replace('T', " ").replace('Z', " UTC"),
-            number::time(running.as_secs_f64())
-        )),
+        (
+            "Started",
+            format!(
+                "{} ({} ago)",
+                humantime::format_rfc3339_seconds(started).to_string().replace('T', " ").replace('Z', " UTC"),
+                number::time(running.as_secs_f64())
+            ),
+        ),
         ("Cgroup", or_unknown(&first.cgroup)),
     ];
     if members.len() > 1 {
@@ -137,7 +149,8 @@ fn limits(view: &View, frame: &mut Frame, area: Rect, members: &[&Process]) {
         let mut line = Line::from(Span::styled(format!(" ⚡ {}", targets.join(" ")), theme.limit));
         for (name, direction) in [("↓", Direction::Download), ("↑", Direction::Upload)] {
             let Some(held) = limit.directions.get(direction) else { continue };
-            let measured = held.measured.map(|rate| format!("{} of ", format::bytes(rate))).unwrap_or_default();
+            let measured =
+                held.measured.map(|rate| format!("{} of ", format::bytes(rate))).unwrap_or_default();
             let counters = &held.counters;
             line.push_span(Span::styled(format!("  {name} {measured}{}", held.rate), theme.text));
             line.push_span(Span::styled(
@@ -164,7 +177,7 @@ fn chart(view: &View, frame: &mut Frame, area: Rect, members: &[&Process]) {
     let keys: Vec<_> = members.iter().map(|process| process.key()).collect();
     // Two dots a cell.
     let points = usize::from(area.width.saturating_sub(12)).max(10);
-    let rates = view.app.history.of(keys, points, CHART);
+    let rates = view.app.history().of(keys, points, CHART);
     let step = CHART / points as f64;
     let series = |pick: fn(&Rates) -> f32| -> Vec<(f64, f64)> {
         let at = |index: usize| (index as f64 + 1.0) * step - CHART;
@@ -191,7 +204,8 @@ fn chart(view: &View, frame: &mut Frame, area: Rect, members: &[&Process]) {
     sets.push(set(&up, theme.upload, Marker::Braille));
     sets.push(set(&down, theme.download, Marker::Braille));
     let labels = [0.0, top / 2.0, top].map(|rate| Line::from(format::bytes(rate as u64)));
-    let mut title = vec![Span::styled(" ↓ download", theme.download), Span::styled(" ↑ upload", theme.upload)];
+    let mut title =
+        vec![Span::styled(" ↓ download", theme.download), Span::styled(" ↑ upload", theme.upload)];
     if !limits.is_empty() {
         title.push(Span::styled(" • limit", theme.limit));
     }
@@ -248,7 +262,9 @@ mod tests {
 
     #[test]
     fn scales_are_round() {
-        for (highest, top) in [(1000.0, 2000.0), (1900.0, 2000.0), (1950.0, 5000.0), (9.9e6, 2e7), (4.0e5, 5e5)] {
+        for (highest, top) in
+            [(1000.0, 2000.0), (1900.0, 2000.0), (1950.0, 5000.0), (9.9e6, 2e7), (4.0e5, 5e5)]
+        {
             assert!((round_up(highest) - top).abs() < 1e-6 * top, "{highest}: {}", round_up(highest));
         }
     }

@@ -111,7 +111,9 @@ fn note(view: &View, dialog: &LimitDialog) -> Line<'static> {
                     "Bytes a second: 500K, 1.5MB, 512KiB. Bits: 800kbit, 10mbit. Nothing: no limit in that direction."
                 }
                 Field::Target => "Several processes share one rate.",
-                Field::Duration => "30s, 5m, 1h; nothing: it ends when you quit, unless you then let it stay.",
+                Field::Duration => {
+                    "30s, 5m, 1h; nothing: it ends when you quit, unless you then let it stay."
+                }
             },
             theme.dim,
         ),

@@ -21,7 +21,8 @@ pub fn draw(view: &View, frame: &mut Frame) {
     let theme = view.theme;
     let session: Vec<_> = view.app.book.session().map(limits::subject).collect();
     let count = number::count(session.len() as u32, "limit was", "limits were");
-    let mut lines = vec![Line::styled(format!("{count} set here. Let them end, or stay without us?"), theme.text)];
+    let mut lines =
+        vec![Line::styled(format!("{count} set here. Let them end, or stay without us?"), theme.text)];
     let named = session.iter().take(NAMED).map(|subject| format!("  ⚡ {}", format::cut(subject, 48)));
     lines.extend(named.map(|text| Line::styled(text, theme.limit)));
     if session.len() > NAMED {

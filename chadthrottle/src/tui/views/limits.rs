@@ -18,7 +18,7 @@ use crate::{
 
 const COLUMNS: [Column; 15] = [
     column("", 2, 2, 0, false),
-    column("TARGET", 16, 44, 0, false),
+    column("TARGET", 21, 44, 0, false),
     column("↓/s", 8, 9, 0, true),
     column("↓ LIMIT", 8, 9, 0, true),
     column("↑/s", 8, 9, 0, true),
@@ -52,7 +52,8 @@ fn cells(view: &View, line: LimitLine) -> Vec<Text> {
     let theme = view.theme;
     let report = line.report();
     let directions = &report.directions;
-    let both: Vec<&DirectionReport> = [&directions.download, &directions.upload].into_iter().flatten().collect();
+    let both: Vec<&DirectionReport> =
+        [&directions.download, &directions.upload].into_iter().flatten().collect();
     let sum = |of: fn(&DirectionReport) -> u64| both.iter().map(|held| of(held)).sum::<u64>();
     let mut backends: Vec<_> = both.iter().map(|held| escape(&held.backend)).collect();
     backends.dedup();

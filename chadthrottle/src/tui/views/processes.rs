@@ -10,7 +10,7 @@ use ratatui::{
 
 use super::{View, amount, table};
 use crate::{
-    model::{Direction, SortBy, group::row_limit},
+    model::{Direction, group::row_limit},
     output::escape,
     tui::{
         app::{Feed, processes::Entry},
@@ -25,11 +25,6 @@ use crate::{
 const SPARK: f64 = 60.0;
 /// Heights of a bar in a line, from nothing to all.
 const BARS: [char; 9] = [' ', '▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-
-/// The column whose order that is.
-pub fn sorted_column(sort: SortBy) -> Option<Column> {
-    columns::place(u16::MAX).iter().map(|placed| placed.column).find(|column| column.sort() == sort)
-}
 
 /// How a row stands with limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,7 +142,7 @@ fn cell(view: &View, entry: &Entry, mark: Mark, placed: &Placed) -> (String, Sty
         Column::UpLimit => limit(view, entry, mark, Direction::Upload),
         Column::Spark => {
             let keys = row.members.iter().map(|index| shown.processes[*index].key());
-            let rates = view.app.history.of(keys, usize::from(placed.width), SPARK);
+            let rates = view.app.history().of(keys, usize::from(placed.width), SPARK);
             let (down, up) =
                 rates.iter().fold((0.0, 0.0), |(down, up), rates| (down + rates.down, up + rates.up));
             (spark(&rates), if up > down { theme.upload } else { theme.download })
@@ -165,7 +160,7 @@ fn limit(view: &View, entry: &Entry, mark: Mark, direction: Direction) -> (Strin
         (None, Mark::Suspended) => {
             let suspended = view.app.suspended_of(&row.key, &row.members);
             let rate = suspended.and_then(|suspended| suspended.report.directions.get(direction).as_ref());
-            let text = rate.map(|held| format!("({})", format::bytes(held.rate.bytes_per_second())));
+            let text = rate.map(|held| format::bytes(held.rate.bytes_per_second()));
             (text.unwrap_or_default(), theme.dim)
         }
         (None, _) => (String::new(), theme.dim),
@@ -189,7 +184,7 @@ pub fn chart(view: &View, frame: &mut Frame, area: Rect) {
     let theme = view.theme;
     let halves = Layout::horizontal([Constraint::Fill(1); 2]).split(area);
     let cells = usize::from(halves[0].width.saturating_sub(2));
-    let rates = view.app.history.total(cells, 120.0);
+    let rates = view.app.history().total(cells, 120.0);
     type Pick = fn(&Rates) -> f32;
     let sides: [(&str, Pick, Style); 2] =
         [("↓ download", |rates| rates.down, theme.download), ("↑ upload", |rates| rates.up, theme.upload)];
@@ -207,7 +202,10 @@ pub fn chart(view: &View, frame: &mut Frame, area: Rect) {
             .border_style(theme.frame)
             .title(title)
             .title_top(scale.alignment(Alignment::Right));
-        frame.render_widget(Sparkline::default().block(block).data(data).max(highest.max(1)).style(style), *half);
+        frame.render_widget(
+            Sparkline::default().block(block).data(data).max(highest.max(1)).style(style),
+            *half,
+        );
     }
 }
 

@@ -50,9 +50,9 @@ pub fn draw(
         let side = if columns[place.index].is_number { Alignment::Right } else { Alignment::Left };
         Cell::from(Line::from(Span::styled(text, style)).alignment(side))
     };
-    let heading = places.iter().map(|place| {
-        aligned(place, columns[place.index].heading.to_owned(), view.theme.heading)
-    });
+    let heading = places
+        .iter()
+        .map(|place| aligned(place, columns[place.index].heading.to_owned(), view.theme.heading));
     let heading = Row::new(heading.collect::<Vec<_>>()).style(view.theme.heading);
     let seen = usize::from(area.height.saturating_sub(1));
     let offset = cursor.map_or(0, |cursor| cursor.offset);
@@ -78,10 +78,8 @@ pub fn put(
     cursor: Option<Cursor>,
 ) {
     let widths = places.iter().map(|place| Constraint::Length(place.width));
-    let table = Table::new(rows, widths)
-        .header(heading)
-        .column_spacing(GAP)
-        .row_highlight_style(view.theme.selected);
+    let table =
+        Table::new(rows, widths).header(heading).column_spacing(GAP).row_highlight_style(view.theme.selected);
     // Only what is seen is drawn, so the place of the selection is counted from there.
     let selected = cursor.map(|cursor| cursor.selected.saturating_sub(cursor.offset));
     let mut state = TableState::new().with_selected(selected);
