@@ -39,7 +39,7 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return parser_says(&error),
     };
-    let screens = args.is_tui().then(|| crate::tui::log::open());
+    let screens = args.is_tui().then(crate::tui::log::open);
     start_log(args.global.verbose, screens);
     let in_run = matches!(args.command, Some(Command::Run(_)));
     let limits = !matches!(args.command, Some(Command::Status(_) | Command::Clear(_) | Command::Explain(_)));

@@ -28,20 +28,20 @@ pub struct Suspended {
 #[derive(Clone, Debug)]
 enum Undo {
     /// A limit was set.
-    Set(LimitReport),
+    Set(Box<LimitReport>),
     /// A limit was changed, or replaced: before, and now.
-    Changed(LimitReport, LimitReport),
+    Changed(Box<LimitReport>, Box<LimitReport>),
     /// A limit was ended.
-    Removed(LimitReport),
+    Removed(Box<LimitReport>),
 }
 
 /// Why something was ordered.
 #[derive(Clone, Debug)]
 enum Purpose {
     Set,
-    Change { before: LimitReport },
-    Remove { before: LimitReport, suspend: bool },
-    Resume { before: LimitReport },
+    Change { before: Box<LimitReport> },
+    Remove { before: Box<LimitReport>, suspend: bool },
+    Resume { before: Box<LimitReport> },
     Undo(Undo),
     Keep,
     Probe,
@@ -122,12 +122,12 @@ impl Book {
         if let Step::Change { id, rates } = &step {
             self.wanted.insert(*id, *rates);
         }
-        self.order(step, Purpose::Change { before: report.clone() })
+        self.order(step, Purpose::Change { before: Box::new(report.clone()) })
     }
 
     /// Orders a limit that takes the place of another.
     pub fn replace(&mut self, old: &LimitReport, request: LimitRequest) -> Order {
-        self.order(Step::Replace { old: old.id, request }, Purpose::Change { before: old.clone() })
+        self.order(Step::Replace { old: old.id, request }, Purpose::Change { before: Box::new(old.clone()) })
     }
 
     fn step_to(&self, report: &LimitReport, rates: Rates) -> Step {
@@ -154,20 +154,20 @@ impl Book {
 
     /// Orders the end of a limit.
     pub fn remove(&mut self, report: &LimitReport) -> Order {
-        let purpose = Purpose::Remove { before: report.clone(), suspend: false };
+        let purpose = Purpose::Remove { before: Box::new(report.clone()), suspend: false };
         self.order(Step::Remove { id: report.id }, purpose)
     }
 
     /// Orders the end of a limit, until it is resumed.
     pub fn suspend(&mut self, report: &LimitReport) -> Order {
-        let purpose = Purpose::Remove { before: report.clone(), suspend: true };
+        let purpose = Purpose::Remove { before: Box::new(report.clone()), suspend: true };
         self.order(Step::Remove { id: report.id }, purpose)
     }
 
     /// Orders a suspended limit back.
     pub fn resume(&mut self, report: &LimitReport) -> Order {
         let request = self.request_again(report);
-        self.order(Step::Set(request), Purpose::Resume { before: report.clone() })
+        self.order(Step::Set(request), Purpose::Resume { before: Box::new(report.clone()) })
     }
 
     /// Forgets a suspended limit.
@@ -240,13 +240,13 @@ impl Book {
 
     fn succeeded(&mut self, purpose: Purpose, outcome: Outcome) -> Message {
         let (report, notices) = match outcome {
-            Outcome::Limited(report, notices) => (Some(*report), notices),
+            Outcome::Limited(report, notices) => (Some(report), notices),
             Outcome::Done | Outcome::Backends(_) => (None, Vec::new()),
         };
         if let Some(report) = &report {
             self.own_or_foreign(report);
         }
-        let mut said = report.as_ref().map(limits::limited).unwrap_or_default();
+        let mut said = report.as_deref().map(limits::limited).unwrap_or_default();
         match (purpose, report) {
             (Purpose::Set, Some(report)) => self.undo.push(Undo::Set(report)),
             (Purpose::Change { before }, Some(report)) => {
@@ -259,7 +259,7 @@ impl Book {
             (Purpose::Remove { before, suspend }, _) => {
                 self.gone(before.id);
                 said = if suspend {
-                    self.suspended.push(Suspended { report: before.clone() });
+                    self.suspended.push(Suspended { report: LimitReport::clone(&before) });
                     format!("suspended the limit on {}; p brings it back", limits::subject(&before))
                 } else {
                     format!("removed the limit on {}; u brings it back", limits::subject(&before))
@@ -284,7 +284,7 @@ impl Book {
         }
     }
 
-    fn undone(&mut self, undo: Undo, report: Option<LimitReport>, said: String) -> String {
+    fn undone(&mut self, undo: Undo, report: Option<Box<LimitReport>>, said: String) -> String {
         match (undo, report) {
             (Undo::Set(before), _) => {
                 self.gone(before.id);
