@@ -11,6 +11,7 @@ mod coverage;
 mod independence;
 mod instrument;
 mod live;
+mod lossless;
 mod many;
 mod places;
 mod raw;
@@ -29,6 +30,7 @@ fn main() -> std::process::ExitCode {
     let themes = [
         instrument::trials(),
         accuracy::trials(),
+        lossless::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),

@@ -144,6 +144,7 @@ impl Holder {
             if !dead.is_empty() {
                 self.loaded.attach_again(&self.cgroup)?;
             }
+            self.queue.see(&mut self.loaded, &records);
             // After the sockets: what is under way between the two readings has passed, and not moved.
             let passed = self.passed_bytes()?;
             let look = Look::new(members, records, passed);

@@ -3,6 +3,7 @@
 //! - `holder`: what is in the kernel, once for both directions: setting, changing, lifting.
 //! - `members`: which processes are under which limit.
 //! - `pacing`: connections that were open already send no faster than the limit.
+//! - `queue`: downloads without loss, where that can be had.
 //! - `check`: the live check.
 //! - `requirements`: what it needs, for the probe and `doctor`.
 
@@ -23,6 +24,7 @@ mod check;
 mod holder;
 mod members;
 pub mod pacing;
+mod queue;
 mod requirements;
 
 use holder::Holder;
