@@ -182,8 +182,7 @@ impl Engine {
         rates: &PerDirection<Option<Rate>>,
     ) -> Result<(LimitReport, Vec<String>)> {
         validate(rates)?;
-        let mut held =
-            self.take(id).ok_or_else(|| Error::new(Kind::NotFound, format!("no limit has the id {id}")))?;
+        let mut held = self.take(id).ok_or_else(|| unknown(id))?;
         let wanted = PerDirection::from_fn(|direction| match rates.get(direction) {
             Some(rate) => Want::Rate(*rate, None),
             None => Want::Keep,
@@ -212,6 +211,14 @@ impl Engine {
             .map(|held| held.id)
             .collect();
         self.end_each(ids, EndReason::Cleared, now)
+    }
+
+    /// Ends one limit. [`Kind::NotFound`] for an unknown id.
+    pub fn remove(&mut self, id: LimitId, now: Instant) -> Result<Vec<Event>> {
+        match self.limits.contains_key(&id) {
+            true => Ok(self.end_each(vec![id], EndReason::Cleared, now)),
+            false => Err(unknown(id)),
+        }
     }
 
     /// Ends a client's limits that are not detached; how many there were.
@@ -356,6 +363,10 @@ fn read_counters(opened: &mut [Opened], held: &mut Held) {
             Err(error) => tracing::warn!("read the {direction} counters of limit {}: {error}", held.id),
         }
     }
+}
+
+fn unknown(id: LimitId) -> Error {
+    Error::new(Kind::NotFound, format!("no limit has the id {id}"))
 }
 
 fn usage(message: impl Into<String>) -> Error {

@@ -11,6 +11,8 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::tui::theme::ThemeName;
+
 const AFTER_HELP: &str = "\
 Targets:
   pid:1234   the process and the children it forks from now on (a bare number is a pid)
@@ -49,9 +51,29 @@ pub struct Args {
     #[arg(long)]
     pub list_backends: bool,
     #[command(flatten)]
+    pub screens: Screens,
+    #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+impl Args {
+    /// Whether they ask for the screens.
+    pub fn is_tui(&self) -> bool {
+        self.command.is_none() && self.screens.replay.is_some()
+    }
+}
+
+/// How the screens are shown.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Screens {
+    /// Show a recording on the screens instead of this machine
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+    /// Colours of the screens
+    #[arg(long, value_name = "NAME", value_enum, default_value = "default")]
+    pub theme: ThemeName,
 }
 
 /// How much.

@@ -399,6 +399,18 @@ fn a_detached_limit_stays_and_is_changed_by_its_twin() {
 }
 
 #[test]
+fn one_limit_is_ended_by_its_id() {
+    let mut engine = engine();
+    let (first, _) = engine.set(&request(1_000, 0), ALICE).unwrap();
+    let (second, _) = engine.set(&request(2_000, 0), ALICE).unwrap();
+    let events = engine.remove(first.id, Instant::now()).unwrap();
+    assert_eq!(events.iter().map(|event| event.id).collect::<Vec<_>>(), [first.id]);
+    assert_eq!(in_force(), [(("best", UP, 2), 2_000)]);
+    assert_eq!(engine.remove(first.id, Instant::now()).unwrap_err().kind, Kind::NotFound);
+    assert_eq!(engine.remove(second.id, Instant::now()).unwrap().len(), 1);
+}
+
+#[test]
 fn clear_takes_those_whose_targets_are_all_named() {
     let mut engine = engine();
     let me = std::process::id();

@@ -58,6 +58,11 @@ pub enum Request {
         /// Which.
         targets: Vec<Target>,
     },
+    /// Ends one limit. Answered by [`Reply::Cleared`].
+    Remove {
+        /// Which.
+        id: LimitId,
+    },
 }
 
 /// Why a limit ended without its client's doing.
@@ -159,6 +164,7 @@ mod tests {
             Request::Limit(limit),
             Request::Change { id: LimitId(u64::MAX), rates },
             Request::Status,
+            Request::Remove { id: LimitId(7) },
             Request::Clear { targets: Vec::new() },
             Request::Clear { targets: vec![Target::Tree(7)] },
         ] {
