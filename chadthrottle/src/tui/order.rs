@@ -1,5 +1,5 @@
-//! What the screens want of the owner, and what comes back. A thread of its own talks to the owner
-//! ([`super::worker`]), so that no key waits for it.
+//! What the screens want of the owner, and what comes back. A thread of its own talks to the owner,
+//! so that no key waits for it.
 
 use crate::{
     error::Result,
