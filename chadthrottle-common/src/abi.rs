@@ -174,7 +174,7 @@ pub struct Lost {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// [`EVENT_EXIT`] or [`EVENT_ACCEPTED`].
+    /// [`EVENT_EXIT`], [`EVENT_ACCEPTED`] or [`EVENT_CHANGED`].
     pub kind: u32,
     /// The process, by its tgid in the initial PID namespace.
     pub tgid: u32,
@@ -185,6 +185,10 @@ pub const EVENT_EXIT: u32 = 1;
 /// A connection accepted from a shared listener of this process carries traffic, and it is not known
 /// yet who holds it.
 pub const EVENT_ACCEPTED: u32 = 2;
+
+/// A process came under other limits than before by what it is: its open sockets must be tagged, and may be
+/// paced no more.
+pub const EVENT_CHANGED: u32 = 4;
 
 /// One line of the socket iterator: an open IPv4 or IPv6 socket of a limited process.
 #[repr(C)]

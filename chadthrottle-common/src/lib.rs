@@ -6,4 +6,5 @@ pub mod abi;
 pub mod bucket;
 pub mod pacing;
 pub mod remote;
+pub mod rules;
 pub mod wire;

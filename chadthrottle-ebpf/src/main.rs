@@ -2,7 +2,8 @@
 //!
 //! - [`limit`]: a packet at the socket's hook: which limits hold it, may it pass.
 //! - [`pacing`]: TCP sends no faster than the limit, so that nothing need be refused.
-//! - [`tracking`]: which processes are limited: fork and exit.
+//! - [`tracking`]: which processes are limited: fork, exec, new names, new cgroups, exit.
+//! - [`rules`]: which limits a process comes under by what it is.
 //! - [`sockets`]: which sockets those processes own: at birth, open already, in use.
 //! - [`maps`], [`atomic`], [`kernel`]: maps, atomics on map values, fields of kernel objects.
 //!
@@ -19,6 +20,7 @@ mod limit;
 mod maps;
 mod packet;
 mod pacing;
+mod rules;
 mod sockets;
 mod tracking;
 

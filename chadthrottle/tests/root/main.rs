@@ -16,6 +16,7 @@ mod raw;
 mod rights;
 mod sharing;
 mod support;
+mod targets;
 
 use libtest_mimic::Arguments;
 
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
         places::trials(),
         rights::trials(),
         many::trials(),
+        targets::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

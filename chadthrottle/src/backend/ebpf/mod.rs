@@ -2,6 +2,7 @@
 //!
 //! - `holder`: what is in the kernel, once for both directions: setting, changing, lifting.
 //! - `members`: which processes are under which limit.
+//! - `rules`: what processes must be to come under a limit.
 //! - `pacing`: connections that were open already send no faster than the limit.
 //! - `check`: the live check.
 //! - `requirements`: what it needs, for the probe and `doctor`.
@@ -24,6 +25,7 @@ mod holder;
 mod members;
 pub mod pacing;
 mod requirements;
+mod rules;
 
 use holder::Holder;
 
