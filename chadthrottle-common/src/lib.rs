@@ -7,4 +7,5 @@ pub mod bucket;
 pub mod pacing;
 pub mod remote;
 pub mod rules;
+pub mod window;
 pub mod wire;

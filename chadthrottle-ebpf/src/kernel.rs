@@ -48,6 +48,15 @@ globals! {
     SK_MAX_PACING_RATE,
     TCP_BYTES_ACKED,
     TCP_BYTES_RECEIVED,
+    SK_NET,
+    NET_INUM,
+    /// 0: this kernel has no such field.
+    SK_RX_DEVICE,
+    TCP_RCV_WSCALE,
+    /// Bit of that byte at which it starts.
+    TCP_RCV_WSCALE_SHIFT,
+    TCP_RCV_RTT_US,
+    TCP_SRTT_US,
     /// 1 when bpf_skc_to_mptcp_sock is there (5.19).
     HAVE_MPTCP,
 }

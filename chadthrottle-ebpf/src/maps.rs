@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use chadthrottle_common::abi::{
-    CgroupThrottleConfig, Flow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag, ThrottleStats,
-    TokenBucket,
+    ActiveFlows, CgroupThrottleConfig, Flow, FlowWindow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag,
+    ThrottleStats, TokenBucket,
 };
 
 /// BTF definition of a BPF_MAP_TYPE_SK_STORAGE map with flags of one's own.
@@ -74,6 +74,12 @@ pub static TAGS: SocketStorage<Tag, 0x201> = SocketStorage::new();
 #[btf_map]
 pub static FLOWS: SocketStorage<Flow, 0x1> = SocketStorage::new();
 
+/// BPF_F_NO_PREALLOC: what is remembered of a connection's windows is not its children's.
+#[btf_map]
+pub static WINDOWS: SocketStorage<FlowWindow, 0x1> = SocketStorage::new();
+
+#[map]
+pub static CGROUP_FLOWS: HashMap<u64, ActiveFlows> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]
 pub static CGROUP_CONFIGS: HashMap<u64, [CgroupThrottleConfig; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]
@@ -176,4 +182,6 @@ pub fn resolve(tag: &mut Tag, epoch: u64) {
         tag.limits = entry.limits;
     }
     tag.epoch = epoch;
+    // The owner may have forgotten.
+    tag.told_device = 0;
 }

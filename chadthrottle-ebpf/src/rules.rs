@@ -332,7 +332,7 @@ unsafe fn enroll(tgid: u32, limits: &Limits) -> Option<u32> {
 #[inline(always)]
 pub fn tell_changed(tgid: u32) {
     // A full buffer loses it; then the sockets that are open already are found within a second.
-    let _ = EVENTS.output::<Event>(Event { kind: EVENT_CHANGED, tgid }, 0);
+    let _ = EVENTS.output::<Event>(Event { kind: EVENT_CHANGED, tgid, device: 0, pad: 0 }, 0);
 }
 
 /// Looks at a process anew; what changed, as `PROCESS_*` bits, or `None`.

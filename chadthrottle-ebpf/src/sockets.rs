@@ -10,14 +10,14 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SockContext},
 };
 use chadthrottle_common::abi::{
-    MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord,
-    TAG_LISTENER, TAG_SHARED, Tag,
+    MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_LOWERED, RECORD_SHARED, RECORD_WAS_UNTAGGED,
+    SocketRecord, TAG_LISTENER, TAG_SHARED, Tag,
 };
 
 use crate::{
     atomic,
     kernel::{field, global},
-    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, live_state, note_protocol, now_with_moves},
+    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, WINDOWS, live_state, note_protocol, now_with_moves},
     rules::join_by_user,
 };
 
@@ -175,7 +175,22 @@ pub fn tag_open_sockets(ctx: *mut TaskFileContext) -> i32 {
             bytes_acked: 0,
             bytes_received: 0,
             level: 0,
+            namespace: 0,
+            device: 0,
         };
+        let net: *const c_void = field(sk, global::SK_NET());
+        if !net.is_null() {
+            record.namespace = field(net, global::NET_INUM());
+        }
+        if let Some(flow) = WINDOWS.get(sk)
+            && flow.limit != 0
+            && entry.limits.iter().any(|limit| *limit == flow.limit)
+        {
+            record.flags |= RECORD_LOWERED;
+        }
+        if global::SK_RX_DEVICE() != 0 {
+            record.device = field(sk, global::SK_RX_DEVICE());
+        }
         if let Some(flow) = FLOWS.get(sk) {
             record.level = flow.level;
             if flow.follows != 0 {

@@ -124,7 +124,7 @@ pub fn follow_exit(ctx: BtfTracePointContext) -> i32 {
         let _ = PROCESSES.remove(tgid);
         let _ = PINNED.remove(tgid);
         // A full buffer loses the event; the owner also looks once a second.
-        let _ = EVENTS.output::<Event>(Event { kind: EVENT_EXIT, tgid }, 0);
+        let _ = EVENTS.output::<Event>(Event { kind: EVENT_EXIT, tgid, device: 0, pad: 0 }, 0);
     }
     0
 }

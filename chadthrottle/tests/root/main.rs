@@ -6,10 +6,12 @@
 mod accuracy;
 mod actor;
 mod cleanup;
+mod command;
 mod coverage;
 mod independence;
 mod instrument;
 mod live;
+mod lossless;
 mod many;
 mod places;
 mod raw;
@@ -29,9 +31,11 @@ fn main() -> std::process::ExitCode {
     let themes = [
         instrument::trials(),
         accuracy::trials(),
+        lossless::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),
+        command::trials(),
         cleanup::trials(),
         live::trials(),
         places::trials(),

@@ -4,6 +4,7 @@
 //! - `members`: which processes are under which limit.
 //! - `rules`: what processes must be to come under a limit.
 //! - `pacing`: connections that were open already send no faster than the limit.
+//! - `queue`: downloads without loss, where that can be had.
 //! - `check`: the live check.
 //! - `requirements`: what it needs, for the probe and `doctor`.
 
@@ -24,6 +25,7 @@ mod check;
 mod holder;
 mod members;
 pub mod pacing;
+mod queue;
 mod requirements;
 mod rules;
 

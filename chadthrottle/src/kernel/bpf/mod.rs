@@ -17,6 +17,7 @@ use chadthrottle_common::abi::{BucketChange, Event, SocketRecord};
 use super::{btf::Btf, caps};
 use crate::error::{Context, Error, Kind, Result};
 
+pub mod keeper;
 mod rules;
 pub mod sys;
 pub use sys::CgroupHook;
@@ -37,7 +38,15 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("SK_MAX_PACING_RATE", "sock", "sk_max_pacing_rate"),
     ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
     ("TCP_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
+    ("SK_NET", "sock", "__sk_common.skc_net"),
+    ("NET_INUM", "net", "ns.inum"),
+    ("TCP_RCV_WSCALE", "tcp_sock", "rx_opt.rcv_wscale"),
+    ("TCP_RCV_RTT_US", "tcp_sock", "rcv_rtt_est.rtt_us"),
+    ("TCP_SRTT_US", "tcp_sock", "srtt_us"),
 ];
+
+/// Where a socket remembers the device of its last packets, newest kernel first; older ones have neither.
+const RX_DEVICE: &[(&str, &str)] = &[("sock", "sk_rx_dst_ifindex"), ("inet_sock", "rx_dst_ifindex")];
 
 /// Programs without which no limit can hold. The two limiters have a form for kernels before 5.12.
 const NEEDED: &[&str] =
@@ -77,11 +86,15 @@ pub fn load_ebpf_program() -> Result<Loaded> {
         .chain(rules::FIELDS)
         .map(|(global, name, path)| Ok((*global, kernel.offset(name, path)?)))
         .collect::<Result<Vec<_>>>()?;
+    let rx_device = RX_DEVICE.iter().find_map(|(name, path)| kernel.offset(name, path).ok()).unwrap_or(0);
+    let scale_shift = kernel.bit_offset("tcp_sock", "rx_opt.rcv_wscale")? % 8;
     let have_mptcp = u32::from(has_helper(MPTCP_HELPER));
     let mut loader = EbpfLoader::new();
     for (name, offset) in &offsets {
         loader.override_global(name, offset, true);
     }
+    loader.override_global("SK_RX_DEVICE", &rx_device, true);
+    loader.override_global("TCP_RCV_WSCALE_SHIFT", &scale_shift, true);
     loader.override_global("HAVE_MPTCP", &have_mptcp, true);
     let ebpf =
         loader.load(OBJECT).map_err(|cause| Error::caused(Kind::NoBackend, "load the eBPF maps", &cause))?;
@@ -210,6 +223,20 @@ impl Loaded {
             .fd()
             .map_err(|cause| Error::caused(Kind::Failed, format!("use eBPF program {name}"), &cause))?;
         Ok(fd.as_fd())
+    }
+
+    /// A classifier, loaded when it is first asked for.
+    ///
+    /// # Errors
+    /// [`Kind::NoBackend`] with the verifier's word when the kernel refuses it.
+    pub fn classifier(&mut self, name: &str) -> Result<BorrowedFd<'_>> {
+        let Some(Program::SchedClassifier(program)) = self.ebpf.program_mut(name) else {
+            return Err(Error::failed(format!("the eBPF object has no classifier {name}")));
+        };
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => self.program_fd(name),
+            Err(cause) => Err(refusal(name, &cause)),
+        }
     }
 
     /// Attaches everything that a limit takes: fork and exit, sockets, packets, in this order, so that
