@@ -239,6 +239,10 @@ pub const EVENT_ACCEPTED: u32 = 2;
 /// Packets of a socket whose download is limited arrive at a device without passing our queue.
 pub const EVENT_DEVICE: u32 = 3;
 
+/// A process came under other limits than before by what it is: its open sockets must be tagged, and may be
+/// paced no more.
+pub const EVENT_CHANGED: u32 = 4;
+
 /// One line of the socket iterator: an open IPv4 or IPv6 socket of a limited process.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

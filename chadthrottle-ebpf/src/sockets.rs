@@ -17,7 +17,8 @@ use chadthrottle_common::abi::{
 use crate::{
     atomic,
     kernel::{field, global},
-    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, WINDOWS, live_state, note_protocol},
+    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, WINDOWS, live_state, note_protocol, now_with_moves},
+    rules::join_by_user,
 };
 
 const AF_INET: u16 = 2;
@@ -26,7 +27,7 @@ const TCP_LISTEN: u8 = 10;
 
 #[inline(always)]
 fn epoch() -> u64 {
-    STATE.get(0).map_or(0, |state| state.epoch)
+    STATE.get(0).map_or(0, |state| now_with_moves(state.epoch))
 }
 
 #[inline(always)]
@@ -41,6 +42,7 @@ fn own(tag: &mut Tag, tgid: u32, entry: &ProcessEntry) {
 #[cgroup_sock(sock_create)]
 pub fn tag_new_socket(ctx: SockContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    join_by_user(tgid);
     // SAFETY: the context is the socket.
     unsafe {
         if let Some(entry) = PROCESSES.get(tgid) {
@@ -57,7 +59,7 @@ pub fn tag_new_socket(ctx: SockContext) -> i32 {
 
 #[repr(C)]
 pub struct IterMeta {
-    seq: *mut seq_file,
+    pub seq: *mut seq_file,
     session: u64,
     number: u64,
 }

@@ -8,6 +8,7 @@
 mod held;
 mod meter;
 mod place;
+mod subject;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -27,7 +28,7 @@ use self::{
 use crate::{
     backend::{Backend, Driver, Site, select::Known},
     error::{Error, Kind, Result},
-    kernel::{fault, process},
+    kernel::fault,
     model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
     owner::protocol::{EndReason, LimitRequest},
 };
@@ -137,7 +138,7 @@ impl Engine {
         let mut seen = HashSet::new();
         let targets: Vec<Target> =
             request.targets.iter().filter(|target| seen.insert(*target)).cloned().collect();
-        let name = valid_targets(&targets)?;
+        let name = subject::look(&targets, request.wait)?;
         self.move_to(&request.site)?;
         let wanted = PerDirection::from_fn(|direction| match request.rates.get(direction) {
             Some(rate) => Want::Rate(*rate, request.backends.get(direction).clone()),
@@ -385,19 +386,6 @@ fn valid_duration(seconds: f64) -> Result<Duration> {
     } else {
         Err(usage(format!("a duration of {seconds} s is out of range")))
     }
-}
-
-/// All targets must be there. Returns the first one's name.
-fn valid_targets(targets: &[Target]) -> Result<String> {
-    let mut first = None;
-    for target in targets {
-        let Some(pid) = target.pid() else {
-            return Err(usage(format!("{target} can't be limited yet")));
-        };
-        let name = process::target(pid)?;
-        first.get_or_insert(name);
-    }
-    first.ok_or_else(|| usage("a limit needs a target"))
 }
 
 /// The place a path means; one that can't be found means itself.

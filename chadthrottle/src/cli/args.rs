@@ -15,8 +15,15 @@ use crate::tui::theme::ThemeName;
 
 const AFTER_HELP: &str = "\
 Targets:
-  pid:1234   the process and the children it forks from now on (a bare number is a pid)
-  tree:1234  also the descendants it already has
+  pid:1234              the process and the children it forks from now on (a bare number is a pid)
+  tree:1234             also the descendants it already has
+  name:firefox          by the name of the process, or the file name of what it runs
+  exe:/usr/bin/curl     by the file it runs
+  cgroup:/path          in that cgroup, or below
+  unit:nginx.service    in that systemd unit
+  container:4f2a9c0d    in that container, by the beginning of its id, or its name
+  user:alice            by the real user id
+  These mean processes that start later, too, and go on when none is left.
 
 Rates:
   500K, 1.5MB, 500KB/s    bytes a second (K, M, G, T: powers of 1000)
@@ -193,13 +200,16 @@ pub struct Run {
 /// Arguments of `limit`.
 #[derive(Debug, clap::Args)]
 pub struct Limit {
-    /// Whose traffic: pid:1234, tree:1234
+    /// Whose traffic: pid:1234, name:firefox, unit:nginx.service …
     #[arg(required = true, value_name = "TARGET", allow_negative_numbers = true)]
     pub targets: Vec<String>,
     #[command(flatten)]
     pub rates: Rates,
     #[command(flatten)]
     pub duration: Duration,
+    /// Also when nothing is there yet that a target means: a name that no process has, a unit that does not run
+    #[arg(long)]
+    pub wait: bool,
     /// Return at once; the limit stays until `clear`, the end of its target or of --duration. Another one
     /// on the very same targets replaces it
     #[arg(long)]
@@ -217,7 +227,7 @@ pub struct Clear {
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
 pub struct Explain {
-    /// What is to be explained: name:firefox, unit:nginx.service port:443 …
+    /// What is to be explained: name:firefox, unit:nginx.service …
     #[arg(required = true, value_name = "TARGET", allow_negative_numbers = true)]
     pub targets: Vec<String>,
     #[command(flatten)]

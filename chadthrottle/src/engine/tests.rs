@@ -168,6 +168,7 @@ fn rates(upload: u64, download: u64) -> PerDirection<Option<Rate>> {
 fn request(upload: u64, download: u64) -> LimitRequest {
     LimitRequest {
         targets: vec![Target::Pid(std::process::id())],
+        wait: false,
         rates: rates(upload, download),
         backends: PerDirection::default(),
         no_fallback: false,
@@ -212,7 +213,7 @@ fn both_directions_come_into_force_and_end_with_their_client() {
     assert!(notices.is_empty());
     assert_eq!(in_force(), [(("best", UP, 1), 1_000), (("best", DOWN, 1), 2_000)]);
     assert_eq!((report.processes, report.sockets, report.client_pid), (1, 3, 11));
-    assert_eq!(report.name, process::comm(std::process::id()).unwrap());
+    assert_eq!(report.name, crate::kernel::process::comm(std::process::id()).unwrap());
     // A second limit of the same process is another one.
     engine.set(&request(5_000, 0), BOB).unwrap();
     assert_eq!(engine.status(Instant::now()).limits.len(), 2);

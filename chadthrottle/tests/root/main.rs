@@ -18,6 +18,7 @@ mod raw;
 mod rights;
 mod sharing;
 mod support;
+mod targets;
 
 use libtest_mimic::Arguments;
 
@@ -40,6 +41,7 @@ fn main() -> std::process::ExitCode {
         places::trials(),
         rights::trials(),
         many::trials(),
+        targets::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

@@ -1,7 +1,7 @@
 //! What is in the kernel, once for both directions.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     os::fd::RawFd,
     path::PathBuf,
     thread,
@@ -10,16 +10,19 @@ use std::{
 
 use chadthrottle_common::{
     abi::{
-        ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_DEVICE, Lost, NARROW,
-        RECORD_LOWERED, RECORD_SHARED, SocketRecord, State, ThrottleStats, TokenBucket,
+        ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_CHANGED, EVENT_DEVICE, Lost,
+        MAX_NESTED, NARROW, ProcessEntry, RECORD_LOWERED, RECORD_SHARED, SocketRecord, State, ThrottleStats,
+        TokenBucket,
     },
     pacing,
+    rules::PROCESS_OVERFULL,
 };
 
 use super::{
     check::{FRESH, Look},
     members,
     queue::{QUEUE_US, Queue},
+    rules::{self, Book},
 };
 use crate::{
     backend::{Applied, Site},
@@ -108,6 +111,7 @@ pub(super) struct Holder {
     /// Limits that are over, whose processes still name them.
     leaving: HashSet<u64>,
     pub look: Option<Look>,
+    pub book: Book,
 }
 
 impl Holder {
@@ -139,6 +143,7 @@ impl Holder {
             retired: Vec::new(),
             leaving: HashSet::new(),
             look: None,
+            book: Book::default(),
         };
         holder.renew()?;
         Ok(holder)
@@ -343,7 +348,14 @@ impl Holder {
         let (key, targets) = (held.key, held.targets.clone());
         let live: HashSet<u64> = self.held.values().map(|held| held.key).collect();
         let within = members::Within { mount: &self.mount, path: &self.cgroup, id: self.cgroup_id };
-        let pids = members::enter(&mut self.loaded, &targets, key, &live, &within)?;
+        let mut pids = members::enter(&mut self.loaded, &targets, key, &live, &within)?;
+        if Target::are_standing(&targets) {
+            self.bring_in_by_rules(key, &targets)?;
+            pids = members::census(&self.loaded)?.remove(&key).into_iter().flatten().collect();
+        } else if !self.book.is_empty() {
+            // A program may have written over an entry what it had read before.
+            self.loaded.review(None)?;
+        }
         fault::point("ebpf.process-entered");
         self.bump()?;
         let open = self.walk_those(&pids)?;
@@ -363,6 +375,40 @@ impl Holder {
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
         held.brought_in = Some((Instant::now(), applied.clone()));
         Ok(applied)
+    }
+
+    /// Lets the kernel side put processes under a limit by what they are: those that are there, at once.
+    fn bring_in_by_rules(&mut self, key: u64, targets: &[Target]) -> Result<()> {
+        self.loaded.prepare_rules()?;
+        self.write_rules(key, targets)?;
+        // Whoever became something else during the first look is met by the second, or saw the rules itself.
+        let mut overfull = Vec::new();
+        for _ in 0..2 {
+            let records = self.loaded.review(None)?;
+            overfull.extend(records.into_iter().filter(|record| record.flags & PROCESS_OVERFULL != 0));
+        }
+        for record in overfull {
+            let entry: Result<ProcessEntry> = self.loaded.entry("PROCESSES", &record.tgid);
+            if entry.is_ok_and(|entry| !entry.limits.contains(&key)) {
+                return Err(Error::failed(format!(
+                    "limit process {}: it already has {MAX_NESTED} limits, clear one of them first",
+                    record.tgid
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the rules of a limit what its targets mean now: files are replaced, cgroups come and go.
+    pub fn write_rules(&mut self, key: u64, targets: &[Target]) -> Result<()> {
+        let rules = rules::of_targets(&self.loaded, &self.mount, targets)?;
+        let root = self.root();
+        self.book.set(&mut self.loaded, key, &rules, root)
+    }
+
+    /// The cgroup that rules do not look out of; 0 when that is all of them.
+    fn root(&self) -> u64 {
+        if self.cgroup == self.mount { 0 } else { self.cgroup_id }
     }
 
     /// What a limit that is in force already holds.
@@ -424,6 +470,8 @@ impl Holder {
             _ => {}
         }
         if over {
+            let root = self.root();
+            self.book.set(&mut self.loaded, key, &BTreeSet::new(), root)?;
             self.held.remove(&id);
             self.retired.push((Instant::now(), key));
             if let Some(look) = &mut self.look {
@@ -447,6 +495,10 @@ impl Holder {
         }
         members::leave(&mut self.loaded, &self.leaving)?;
         self.leaving.clear();
+        if !self.book.is_empty() {
+            // A program may have written an entry meanwhile that was written over now.
+            self.loaded.review(None)?;
+        }
         self.state.epoch += 1;
         Ok(())
     }
@@ -506,17 +558,20 @@ impl Holder {
 
     pub fn ended(&mut self) -> Result<Vec<LimitId>> {
         let events = self.events.drain();
-        // Connections accepted from a shared listener: whoever of the limited ones holds them owns them.
-        let listeners: HashSet<u32> =
-            events.iter().filter(|event| event.kind == EVENT_ACCEPTED).map(|event| event.tgid).collect();
-        for tgid in listeners {
-            self.walk_one(tgid)?;
-        }
+        // Connections accepted from a shared listener: whoever of the limited ones holds them owns them. And what
+        // those have open who have just come under a limit.
+        let of_kind = |kinds: &[u32]| -> HashSet<u32> {
+            events.iter().filter(|event| kinds.contains(&event.kind)).map(|event| event.tgid).collect()
+        };
+        let records = self.walk_those(&of_kind(&[EVENT_ACCEPTED, EVENT_CHANGED]))?;
+        self.queue.see(&mut self.loaded, &records);
+        self.unpace_free(of_kind(&[EVENT_CHANGED]));
         for event in events.iter().filter(|event| event.kind == EVENT_DEVICE) {
             self.queue.equip(&mut self.loaded, event.tgid, None, event.device);
         }
         let census = members::census(&self.loaded)?;
-        Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())
+        let over = |held: &Held| !Target::are_standing(&held.targets) && !census.contains_key(&held.key);
+        Ok(self.held.iter().filter(|(_, held)| over(held)).map(|(id, _)| *id).collect())
     }
 
     /// The sockets of these processes.

@@ -2,6 +2,7 @@
 //!
 //! - `holder`: what is in the kernel, once for both directions: setting, changing, lifting.
 //! - `members`: which processes are under which limit.
+//! - `rules`: what processes must be to come under a limit.
 //! - `pacing`: connections that were open already send no faster than the limit.
 //! - `queue`: downloads without loss, where that can be had.
 //! - `check`: the live check.
@@ -26,6 +27,7 @@ mod members;
 pub mod pacing;
 mod queue;
 mod requirements;
+mod rules;
 
 use holder::Holder;
 

@@ -18,6 +18,7 @@ use super::{btf::Btf, caps};
 use crate::error::{Context, Error, Kind, Result};
 
 pub mod keeper;
+mod rules;
 pub mod sys;
 pub use sys::CgroupHook;
 
@@ -60,6 +61,7 @@ pub struct Loaded {
     /// Name of the program, hook and link of what is attached to the cgroup.
     links: Vec<(&'static str, CgroupHook, OwnedFd)>,
     adopting: bool,
+    follows_rules: bool,
     egress: &'static str,
     ingress: &'static str,
     /// What this kernel lacks, and what that costs.
@@ -81,6 +83,7 @@ pub fn load_ebpf_program() -> Result<Loaded> {
     let kernel = Btf::from_kernel()?;
     let offsets = FIELDS
         .iter()
+        .chain(rules::FIELDS)
         .map(|(global, name, path)| Ok((*global, kernel.offset(name, path)?)))
         .collect::<Result<Vec<_>>>()?;
     let rx_device = RX_DEVICE.iter().find_map(|(name, path)| kernel.offset(name, path).ok()).unwrap_or(0);
@@ -99,6 +102,7 @@ pub fn load_ebpf_program() -> Result<Loaded> {
         ebpf,
         links: Vec::new(),
         adopting: false,
+        follows_rules: false,
         egress: "limit_egress",
         ingress: "limit_ingress",
         degraded: Vec::new(),
@@ -200,7 +204,10 @@ impl Loaded {
             Program::CgroupSkb(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
             Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
-            Program::Iter(program) => program.load("task_file", types),
+            Program::Iter(program) => {
+                let over = if name == "review_processes" { "task" } else { "task_file" };
+                program.load(over, types)
+            }
             Program::SockOps(program) => program.load(),
             _ => return Err(Error::failed(format!("the eBPF object's program {name} has an unknown type"))),
         };
@@ -431,7 +438,8 @@ fn tracepoint_of(program: &str) -> &'static str {
         "follow_exit" => "sched_process_exit",
         "adopt_on_send" => "sock_send_length",
         "adopt_on_receive" => "sock_recv_length",
-        _ => "tcp_rcv_space_adjust",
+        "adopt_on_tcp_read" => "tcp_rcv_space_adjust",
+        other => rules::tracepoint_of(other).unwrap_or("no such tracepoint"),
     }
 }
 
