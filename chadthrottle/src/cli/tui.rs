@@ -39,6 +39,7 @@ pub fn tui(global: &Global, screens: &Screens) -> Result<u8> {
 fn template(global: &Global) -> Result<LimitRequest> {
     Ok(LimitRequest {
         targets: Vec::new(),
+        wait: false,
         rates: PerDirection::default(),
         backends: resolve::backends(global)?,
         no_fallback: global.no_fallback,

@@ -31,6 +31,7 @@ pub const SIZES: [(u16, u16); 4] = [(60, 15), (80, 24), (120, 40), (200, 60)];
 pub fn template() -> LimitRequest {
     LimitRequest {
         targets: Vec::new(),
+        wait: false,
         rates: PerDirection::default(),
         backends: PerDirection::default(),
         no_fallback: false,
