@@ -233,13 +233,13 @@ impl Packet<'_> {
     }
 
     #[inline(always)]
-    unsafe fn charge<const CAS: bool>(&self, id: u64, found: &Found) {
+    unsafe fn charge<const CAS: bool>(&self, id: u64, found: &Found, queue_slack: u64) {
         // SAFETY: as above.
         unsafe {
             let word = MapWord::<CAS>(&raw mut (*found.bucket).virtual_time);
             let cost = cost(self.wire.bytes, found.rate);
             // What this limit's queue has held is not asked: it only takes room from what comes past it.
-            if has_room(found.seen, found.now, QUEUE_SLACK) || !self.was_queued(found) {
+            if has_room(found.seen, found.now, queue_slack) || !self.was_queued(found) {
                 charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
             }
             count(id, self.direction, self.wire, true, self.priority >> 16 == CLASS_MAJOR);
@@ -294,7 +294,7 @@ impl Packet<'_> {
                 }
             }
             if passes {
-                self.charge::<CAS>(id, &found);
+                self.charge::<CAS>(id, &found, QUEUE_SLACK);
             } else {
                 count(id, self.direction, self.wire, false, false);
             }
@@ -312,14 +312,12 @@ impl Packet<'_> {
         // SAFETY: as above.
         unsafe {
             let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
-            let mut late = [0; MAX_NESTED];
             let mut refused = [0; MAX_NESTED];
             let mut any = 0;
-            for ((bucket, late), refused) in buckets.iter().zip(&mut late).zip(&mut refused) {
+            for (bucket, refused) in buckets.iter().zip(&mut refused) {
                 if let Some(found) = self.find::<CAS>(*bucket) {
                     // 1 when the demand is higher: no branch, as in `exceeded`.
-                    *late = meets.wrapping_sub(self.demand(&found, now_ns)) >> 63;
-                    *refused = *late & self.refused_beside(&found, now_ns, meets);
+                    *refused = meets.wrapping_sub(self.demand(&found, now_ns)) >> 63;
                     any += *refused;
                 }
             }
@@ -329,20 +327,14 @@ impl Packet<'_> {
                         count(*id, self.direction, self.wire, false, false);
                     }
                 }
-                return false;
             }
-            for (bucket, late) in buckets.iter().zip(&late) {
-                if *late != 0
-                    && let Some(found) = self.find::<CAS>(*bucket)
-                {
-                    self.charge_beside::<CAS>(&found);
-                }
-            }
-            true
+            any == 0
         }
     }
 
-    /// Nested limits: all are asked, then all are charged.
+    /// Nested limits: all are asked, then all are charged. There is no slice beside their queue: with it the programs
+    /// have more ways through them than the verifier gets to the end of in a reasonable time. So the queue is only
+    /// charged where there is room, and leaves some to others.
     #[inline(always)]
     unsafe fn pass_all<const CAS: bool>(&self, ids: &[u64; MAX_NESTED]) -> bool {
         // SAFETY: as above.
@@ -361,7 +353,7 @@ impl Packet<'_> {
             for (bucket, id) in buckets.iter().zip(ids) {
                 if let Some(found) = self.find::<CAS>(*bucket) {
                     self.look_at_level(*id, &found);
-                    self.charge::<CAS>(*id, &found);
+                    self.charge::<CAS>(*id, &found, 0);
                 }
             }
         }
