@@ -106,6 +106,9 @@ pub struct TokenBucket {
     pub level_passed: u64,
     /// Packets refused at the last look.
     pub level_refused: u64,
+    /// Download: virtual time of the slice that is kept for traffic beside the queue (see
+    /// [`crate::bucket::BESIDE_SHIFT`]).
+    pub beside_time: u64,
     /// Download: [`CgroupThrottleConfig::class_id`].
     pub class_id: u32,
     /// Zero.
@@ -284,7 +287,7 @@ const _: () = {
     assert!(size_of::<CgroupThrottleConfig>() == 40);
     assert!(size_of::<ActiveFlows>() == 32);
     assert!(size_of::<FlowWindow>() == 32);
-    assert!(size_of::<TokenBucket>() == 104);
+    assert!(size_of::<TokenBucket>() == 112);
     assert!(size_of::<ThrottleStats>() == 48);
     assert!(size_of::<Tag>() == 64);
     assert!(size_of::<Flow>() == 24);
@@ -292,7 +295,7 @@ const _: () = {
     assert!(size_of::<State>() == 16);
     assert!(size_of::<Lost>() == 16);
     assert!(size_of::<Event>() == 16);
-    assert!(size_of::<BucketChange>() == 128);
+    assert!(size_of::<BucketChange>() == 136);
     assert!(size_of::<SocketRecord>() == 56);
 };
 

@@ -53,6 +53,20 @@ pub const GSO_BYTES: u64 = 68_000;
 /// Largest TCP packet that connecting, acknowledging and closing need, in bytes.
 pub const SMALL_PACKET: u64 = 120;
 
+/// Packets of a limit with a queue that do not come through it (loopback, devices without a queue) share its
+/// bucket. While the queue is full they may still have rate >> this: a sixteenth. So name service answers, and
+/// whatever else is small, do not starve behind a download, and all together stay below a tenth over the limit.
+pub const BESIDE_SHIFT: u32 = 4;
+
+/// Largest packet that counts as an answer, in bytes: answers may find the slice beside the queue in debt by
+/// [`TokenBucket::small_ticks`] of its rate, which is what a bulk transfer there leaves behind.
+pub const ANSWER: u64 = 1_500;
+
+/// Debt up to which packets that come out of the queue are charged, in ticks: what a timer that was late lets out
+/// at once. Beyond it they are not, for a queue whose clock runs a little faster than the bucket's must not add up
+/// to a debt that never ends.
+pub const QUEUE_SLACK: u64 = 50_000_000 * TICKS_PER_NS;
+
 /// The word of virtual time, shared by all CPUs. In the kernel it is a map value, on the host an
 /// [`core::sync::atomic::AtomicU64`].
 pub trait Word {
@@ -71,6 +85,12 @@ pub fn cost(bytes: u64, rate: NonZeroU64) -> u64 {
     let bytes = if bytes > MAX_LENGTH { MAX_LENGTH } else { bytes };
     // 2^27 x 64e9 < 2^63: no overflow, and no 128-bit helper, which BPF has not.
     bytes * TICKS_PER_SECOND / rate
+}
+
+/// What a packet costs the slice of `rate` that traffic beside the queue has, in ticks; see [`BESIDE_SHIFT`].
+#[inline(always)]
+pub fn cost_beside(bytes: u64, rate: NonZeroU64) -> u64 {
+    cost(bytes, NonZeroU64::new(rate.get() >> BESIDE_SHIFT).unwrap_or(NonZeroU64::MIN))
 }
 
 /// The clock of a bucket: ticks since `epoch_ns`; 0 before it.

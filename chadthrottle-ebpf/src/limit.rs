@@ -14,7 +14,9 @@ use chadthrottle_common::{
         BucketChange, CLASS_MAJOR, DOWNLOAD, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER,
         TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
-    bucket::{SMALL_PACKET, Word, charge, cost, exceeded, has_room, ticks},
+    bucket::{
+        ANSWER, BESIDE_SHIFT, QUEUE_SLACK, SMALL_PACKET, Word, charge, cost, cost_beside, exceeded, has_room, ticks,
+    },
     pacing::BURST_TICKS,
     wire::Wire,
 };
@@ -231,17 +233,39 @@ impl Packet<'_> {
     }
 
     #[inline(always)]
-    unsafe fn charge<const CAS: bool>(&self, id: u64, found: &Found) {
+    unsafe fn charge<const CAS: bool>(&self, id: u64, found: &Found, queue_slack: u64) {
         // SAFETY: as above.
         unsafe {
             let word = MapWord::<CAS>(&raw mut (*found.bucket).virtual_time);
             let cost = cost(self.wire.bytes, found.rate);
-            // What this limit's queue has held only takes room from what came past it; if the queue's clock
-            // runs a little faster than the bucket's, that must not add up to a debt.
-            if has_room(found.seen, found.now, 0) || !self.was_queued(found) {
+            // What this limit's queue has held is not asked: it only takes room from what comes past it.
+            if has_room(found.seen, found.now, queue_slack) || !self.was_queued(found) {
                 charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
             }
             count(id, self.direction, self.wire, true, self.priority >> 16 == CLASS_MAJOR);
+        }
+    }
+
+    /// 0 when it may pass beside the limit's queue although the bucket is in debt, in the slice kept for that; else 1.
+    #[inline(always)]
+    unsafe fn refused_beside(&self, found: &Found, now_ns: u64, meets: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe {
+            if (*found.bucket).class_id == 0 {
+                return 1;
+            }
+            let answer = meets != TCP && self.wire.bytes <= ANSWER;
+            let tolerated = if answer { (*found.bucket).small_ticks << BESIDE_SHIFT } else { 0 };
+            exceeded((*found.bucket).beside_time, ticks(now_ns, (*found.bucket).epoch_ns), [tolerated])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn charge_beside<const CAS: bool>(&self, found: &Found) {
+        // SAFETY: as above.
+        unsafe {
+            let word = MapWord::<CAS>(&raw mut (*found.bucket).beside_time);
+            charge(&word, word.load(), found.now, cost_beside(self.wire.bytes, found.rate), 0);
         }
     }
 
@@ -260,11 +284,17 @@ impl Packet<'_> {
         unsafe {
             let Some(found) = self.find::<CAS>(self.bucket(id)) else { return true };
             self.look_at_level(id, &found);
-            let passes = has_room(found.seen, found.now, 0)
-                || self.was_queued(&found)
-                || self.demand(&found, bpf_ktime_get_ns()) <= self.meets();
+            let mut passes = has_room(found.seen, found.now, 0) || self.was_queued(&found);
+            if !passes {
+                let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
+                passes = self.demand(&found, now_ns) <= meets;
+                if !passes && self.refused_beside(&found, now_ns, meets) == 0 {
+                    self.charge_beside::<CAS>(&found);
+                    passes = true;
+                }
+            }
             if passes {
-                self.charge::<CAS>(id, &found);
+                self.charge::<CAS>(id, &found, QUEUE_SLACK);
             } else {
                 count(id, self.direction, self.wire, false, false);
             }
@@ -302,7 +332,9 @@ impl Packet<'_> {
         }
     }
 
-    /// Nested limits: all are asked, then all are charged.
+    /// Nested limits: all are asked, then all are charged. There is no slice beside their queue: with it the programs
+    /// have more ways through them than the verifier gets to the end of in a reasonable time. So the queue is only
+    /// charged where there is room, and leaves some to others.
     #[inline(always)]
     unsafe fn pass_all<const CAS: bool>(&self, ids: &[u64; MAX_NESTED]) -> bool {
         // SAFETY: as above.
@@ -321,7 +353,7 @@ impl Packet<'_> {
             for (bucket, id) in buckets.iter().zip(ids) {
                 if let Some(found) = self.find::<CAS>(*bucket) {
                     self.look_at_level(*id, &found);
-                    self.charge::<CAS>(*id, &found);
+                    self.charge::<CAS>(*id, &found, 0);
                 }
             }
         }
@@ -416,6 +448,8 @@ pub fn change_bucket(ctx: SkBuffContext) -> i32 {
         (*bucket).small_ticks = change.bucket.small_ticks;
         (*bucket).urgent_ticks = change.bucket.urgent_ticks;
         (*bucket).class_id = change.bucket.class_id;
+        // No debt: it would be far longer, or shorter, at another rate.
+        (*bucket).beside_time = 0;
         (*bucket).level = change.bucket.level;
         (*bucket).level_period_ns = change.bucket.level_period_ns;
         atomic::add(&raw mut (*bucket).virtual_time, change.shift);

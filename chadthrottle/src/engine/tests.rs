@@ -80,7 +80,12 @@ impl Backend for Fake {
             if world.refuse_check {
                 return Err(Error::failed("blind"));
             }
-            Ok(Checked { processes: world.processes, sockets: 2, escapes: world.escapes.clone() })
+            Ok(Checked {
+                processes: world.processes,
+                sockets: 2,
+                escapes: world.escapes.clone(),
+                ..Checked::default()
+            })
         })
     }
 

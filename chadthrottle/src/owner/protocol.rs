@@ -183,6 +183,11 @@ mod tests {
             measured: None,
             backend: "ebpf".into(),
             counters: Counters { passed_bytes: u64::MAX, ..Counters::default() },
+            rungs: vec![crate::model::Rung {
+                device: Some("eth0".into()),
+                kind: crate::model::RungKind::WindowBucket,
+                reason: Some("no ifb".into()),
+            }],
         };
         let escape = Escape { kind: EscapeKind::Bypass, message: "lines\nof text".into() };
         let limit = LimitReport {

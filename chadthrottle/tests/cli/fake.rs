@@ -155,6 +155,7 @@ fn report(request: &LimitRequest, name: &str) -> LimitReport {
         measured: Some(998_000),
         backend: "ebpf".into(),
         counters: Counters { dropped_packets: 7, ..Counters::default() },
+        rungs: Vec::new(),
     };
     LimitReport {
         id: LimitId(1),

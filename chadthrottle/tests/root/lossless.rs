@@ -1,8 +1,11 @@
 //! Downloads through the queue: nothing is sent twice, and nothing is left of it.
 
-use chadthrottle::kernel::{
-    bpf::load_ebpf_program,
-    tc::{Does, Hook, Tc},
+use chadthrottle::{
+    kernel::{
+        bpf::load_ebpf_program,
+        tc::{Does, Hook, Tc},
+    },
+    selftest::process::Place,
 };
 use libtest_mimic::Trial;
 
@@ -22,6 +25,10 @@ pub fn trials() -> Vec<Trial> {
     trials.push(plain("lossless::foreign_filters_stay", foreign_filters_stay));
     trials.push(plain("lossless::made_again", made_again));
     trials.push(plain("lossless::another_rate", another_rate));
+    for rate in [100_000, 1_000_000] {
+        let name = format!("lossless::beside_the_queue_{}_kb", rate / 1_000);
+        trials.push(plain(&name, move |scene| beside_the_queue(scene, rate)));
+    }
     trials.push(trial("lossless::ipv6", |scene| download(scene, 2_000_000, 2, "cubic", Version::V6)));
     trials
 }
@@ -63,6 +70,43 @@ fn download(scene: &Scene, rate: u64, flows: u32, congestion: &str, version: Ver
     ensure!(again <= 0.002, "sent again {again:.5}");
     limit.end()?;
     Ok(Finding::Holds)
+}
+
+/// While the queue is full, answers that do not come through it (a resolver's, over loopback) all arrive, and all
+/// together stays below the limit and a tenth; also with a bulk transfer beside the queue.
+fn beside_the_queue(scene: &Scene, rate: u64) -> Result<()> {
+    const ANSWERS: f64 = 4_000.0;
+    let place = Place { namespace: Some(&scene.lab.client), cgroup: None };
+    let near = ["listen udp 127.0.0.1:5353".to_owned(), "listen tcp 127.0.0.1:5354".to_owned()];
+    let _near = Traffic::spawn(&program(), "the resolver", place, &near)?;
+    let _server = scene.server()?;
+    let (run, answers, bulk) = (scene.run(), scene.run(), scene.run());
+    let mut client = scene.client(&[
+        format!("connect tcp {} get cc=cubic run={run}", scene.tcp(Version::V4)),
+        format!("udp 127.0.0.1:5353 get rate={ANSWERS} size=200 run={answers}"),
+    ])?;
+    let target = format!("pid:{}", client.pid());
+    let limit = scene.limit(&format!("{target} -d {rate}"))?;
+    for beside in [false, true] {
+        if beside {
+            client.tell(&format!("connect tcp 127.0.0.1:5354 get run={bulk}"))?;
+        }
+        sleep_until(now() + 2.0)?;
+        let (from, before) = scene.passed(&target, Direction::Download)?;
+        sleep_until(from + 6.0)?;
+        let (to, after) = scene.passed(&target, Direction::Download)?;
+        let share = |run| received(&client, run, from, to);
+        let sum = (after - before) as f64 / (to - from) / rate as f64;
+        let (queued, near) = (share(run)? / rate as f64, share(bulk)? / rate as f64);
+        let arrived = share(answers)? / ANSWERS;
+        eprintln!(
+            "{rate} B/s, bulk beside: {beside}: queued {queued:.3}, bulk {near:.3}, answers {arrived:.3}, sum {sum:.3}"
+        );
+        ensure!(arrived >= 0.95, "bulk beside: {beside}: {arrived:.3} of the answers arrive");
+        ensure!(queued >= 0.85, "bulk beside: {beside}: {queued:.3} comes through the queue");
+        ensure!(sum <= 1.1, "bulk beside: {beside}: {sum:.3} of the limit in all");
+    }
+    limit.end().map(drop)
 }
 
 /// Several limits share one IFB, and one by one they end.

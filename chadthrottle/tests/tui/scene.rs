@@ -420,6 +420,7 @@ impl Held {
                     dropped_packets: (age * 1.7) as u64,
                     ..Counters::default()
                 },
+                rungs: Vec::new(),
             })
         };
         let named =

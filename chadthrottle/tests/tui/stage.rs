@@ -192,5 +192,11 @@ impl Stage {
 }
 
 fn held(rate: chadthrottle::model::Rate) -> DirectionReport {
-    DirectionReport { rate, measured: None, backend: "ebpf".into(), counters: Counters::default() }
+    DirectionReport {
+        rate,
+        measured: None,
+        backend: "ebpf".into(),
+        counters: Counters::default(),
+        rungs: Vec::new(),
+    }
 }

@@ -21,7 +21,7 @@ use crate::{
         bpf::{CgroupHook, sys},
         cgroup,
     },
-    model::{Direction, Escape, EscapeKind, LimitId, Target},
+    model::{Direction, Escape, EscapeKind, LimitId, Rung, RungKind, Target},
 };
 
 /// One look serves all limits of a tick.
@@ -213,6 +213,13 @@ impl Holder {
         if let Some(pid) = first {
             escapes.extend(self.foreign(id, pid, direction));
         }
+        let rungs = match direction {
+            Direction::Download => self.queue.rungs(records.values()),
+            Direction::Upload => {
+                let late = self.loaded.degraded.iter().find(|what| what.contains("paced"));
+                vec![Rung { device: None, kind: RungKind::PacingBucket, reason: late.cloned() }]
+            }
+        };
         let now = Seen { at, passed, sockets: records };
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
         if let Some(before) = held.seen.as_ref().filter(|before| before.at != at) {
@@ -236,7 +243,7 @@ impl Holder {
         if last == Some(direction) {
             held.seen = Some(now);
         }
-        Ok(Checked { processes, sockets, escapes })
+        Ok(Checked { processes, sockets, escapes, rungs })
     }
 
     /// Bytes that each limit let through so far, by its key.

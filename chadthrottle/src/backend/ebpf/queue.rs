@@ -6,7 +6,7 @@
 //! something can't be had stays on a lower rung, with the reason, and no limit fails for it.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     os::fd::{BorrowedFd, OwnedFd},
     time::{Duration, Instant},
 };
@@ -22,6 +22,7 @@ use crate::{
         netns::Namespace,
         tc::{Device, Does, Hook, Tc},
     },
+    model::{self, RungKind},
 };
 
 /// Delay that the queue may have, in microseconds: what the windows allow beyond the round trip.
@@ -61,8 +62,39 @@ enum Rung {
     Queue,
 }
 
+impl From<Rung> for RungKind {
+    fn from(rung: Rung) -> Self {
+        match rung {
+            Rung::Bucket => Self::Bucket,
+            Rung::Window => Self::WindowBucket,
+            Rung::Queue => Self::IfbHtbWindow,
+        }
+    }
+}
+
+/// Tries what a queue needs, in a network namespace of its own that goes with all that is in it.
+pub(super) fn try_queue(loaded: &mut Loaded) -> Result<()> {
+    let mut tc = Tc::open_in(&Namespace::new()?)?;
+    let (name, class) = (own_name(), CLASS_MAJOR << 16 | 1);
+    let ifb = tc.add_ifb(&name)?;
+    tc.add_htb(ifb)?;
+    tc.set_class(ifb, class, LEAST_BYTES, 2 * FRAME)?;
+    tc.set_queue(ifb, class, LEAST_BYTES as u32)?;
+    tc.add_clsact(LOOPBACK)?;
+    tc.add_filter(LOOPBACK, Hook::Ingress, loaded.classifier("find_socket")?, &name, Does::RedirectTo(ifb))
+}
+
+/// The same for the windows.
+pub(super) fn try_window(loaded: &mut Loaded) -> Result<()> {
+    let mut tc = Tc::open_in(&Namespace::new()?)?;
+    tc.add_clsact(LOOPBACK)?;
+    let program = loaded.classifier("lower_window")?;
+    tc.add_filter(LOOPBACK, Hook::Egress, program, &own_name(), Does::AsTheProgramSays)
+}
+
 /// What was made on a device.
 struct Equipped {
+    name: String,
     rung: Rung,
     /// Why it is no higher one.
     reasons: Vec<String>,
@@ -100,8 +132,8 @@ pub(super) struct Queue {
     /// Classes whose limit is over, with their ends.
     released: Vec<(Instant, u32)>,
     looked: Option<Instant>,
-    /// Devices that could not be equipped: process and device, so that each is told of once.
-    refused: BTreeSet<(u32, u32)>,
+    /// Devices that could not be equipped, and why: by process and device, so that each is told of once.
+    refused: BTreeMap<(u32, u32), String>,
     /// Packets refused by each class, all places together, and when they were counted.
     dropped: BTreeMap<u32, u64>,
     counted: Option<Instant>,
@@ -184,6 +216,32 @@ impl Queue {
             .is_some_and(|equipped| equipped.rung >= Rung::Window)
     }
 
+    /// How each device is equipped at which these sockets' packets arrive.
+    pub fn rungs<'a>(&self, records: impl IntoIterator<Item = &'a SocketRecord>) -> Vec<model::Rung> {
+        let mut rungs = BTreeMap::new();
+        for record in records.into_iter().filter(|record| record.device != 0) {
+            rungs.entry((record.namespace, record.device)).or_insert_with(|| self.rung(record));
+        }
+        rungs.into_values().collect()
+    }
+
+    fn rung(&self, record: &SocketRecord) -> model::Rung {
+        let device = record.device;
+        let place = self.places.get(&u64::from(record.namespace));
+        if let Some(equipped) = place.and_then(|place| place.devices.get(&device)) {
+            let reason = (equipped.rung != Rung::Queue).then(|| equipped.reasons.join("; "));
+            return model::Rung { device: Some(equipped.name.clone()), kind: equipped.rung.into(), reason };
+        }
+        let (name, reason) = match (device, self.refused.get(&(record.tgid, device))) {
+            (LOOPBACK, _) => {
+                ("lo".to_owned(), "its packets cross no line that sending them again would burden".to_owned())
+            }
+            (_, Some(reason)) => (format!("device {device}"), reason.clone()),
+            (_, None) => (format!("device {device}"), "it has not been equipped yet".to_owned()),
+        };
+        model::Rung { device: Some(name), kind: RungKind::Bucket, reason: Some(reason) }
+    }
+
     /// Equips a device of a process's namespace, if `namespace` is none or that one: a socket from another
     /// one is left to the bucket.
     pub fn equip(&mut self, loaded: &mut Loaded, pid: u32, namespace: Option<u64>, device: u32) {
@@ -195,7 +253,7 @@ impl Queue {
             return;
         }
         if let Err(error) = self.try_equip(loaded, pid, namespace, device)
-            && self.refused.insert((pid, device))
+            && self.refused.insert((pid, device), error.to_string()).is_none()
         {
             tracing::warn!(
                 "no queue at device {device} of process {pid}, what is too much of a download is dropped, and sent \
@@ -349,8 +407,13 @@ impl Place {
         if device.kind == "ifb" {
             return Err(Error::failed(format!("{} is a queue itself", device.name)));
         }
-        let mut equipped =
-            Equipped { rung: Rung::Bucket, reasons: Vec::new(), _window: None, objects: Vec::new() };
+        let mut equipped = Equipped {
+            name: device.name.clone(),
+            rung: Rung::Bucket,
+            reasons: Vec::new(),
+            _window: None,
+            objects: Vec::new(),
+        };
         match self.attach_window(loaded, &device, &mut equipped.objects) {
             Ok(link) => {
                 equipped.rung = Rung::Window;
