@@ -85,6 +85,20 @@ pub fn has_room(virtual_time: u64, now: u64, tolerated: u64) -> bool {
     virtual_time <= now.saturating_add(tolerated)
 }
 
+/// How many of the `tolerated` debts, in ticks, the bucket's debt exceeds: [`has_room`] for each, but for a tick,
+/// and without a branch. A program that asks several buckets would else have so many ways through it that the
+/// verifier gives up.
+#[inline(always)]
+pub fn exceeded<const N: usize>(virtual_time: u64, now: u64, tolerated: [u64; N]) -> u64 {
+    let mut count = 0;
+    for debt in tolerated {
+        // Halves, whose difference has a sign.
+        let most = now.wrapping_add(debt) >> 1;
+        count += most.wrapping_sub(virtual_time >> 1) >> 63;
+    }
+    count
+}
+
 /// Charges `cost` to a bucket whose virtual time was seen as `seen`.
 #[inline(always)]
 pub fn charge(word: &impl Word, seen: u64, now: u64, cost: u64, capacity_ticks: u64) {

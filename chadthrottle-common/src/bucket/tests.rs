@@ -65,6 +65,16 @@ fn rate() -> impl Strategy<Value = u64> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
+    #[test]
+    fn exceeding_is_having_no_room(virtual_time: u64, now in 0u64..1 << 62, debts: [u32; 3]) {
+        let debts = debts.map(u64::from);
+        // A tick may go either way.
+        let virtual_time = virtual_time >> 1;
+        let without = |slack: u64| debts.iter().filter(|debt| !has_room(virtual_time, now, **debt + slack)).count();
+        let count = exceeded(virtual_time, now, debts) as usize;
+        prop_assert!((without(1)..=without(0)).contains(&count), "{count}");
+    }
+
     /// Same verdicts as the classic algorithm, as long as its tokens are further from zero than what
     /// the virtual time has rounded away (less than a tick a packet).
     #[test]

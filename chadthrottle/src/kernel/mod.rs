@@ -12,5 +12,7 @@ pub mod matching;
 pub mod netlink;
 pub mod netns;
 pub mod process;
+mod rtnetlink;
 pub mod socket_table;
 pub mod sockets;
+pub mod tc;

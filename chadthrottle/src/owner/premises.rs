@@ -28,7 +28,7 @@ pub(super) struct Premises {
     /// Which file the socket is, when there is one.
     bound: Option<(u64, u64)>,
     runtime: Runtime,
-    journal: Journal,
+    journal: journal::Shared,
     /// Whether stderr is the log.
     logs: bool,
     lock: Lock,
@@ -48,14 +48,14 @@ impl Premises {
         for error in swept.failed {
             tracing::warn!("{error}");
         }
-        let journal = Journal::create(runtime.path())?;
+        let journal = journal::share(Journal::create(runtime.path())?);
         let socket = Object::File { path: runtime.socket() };
         Ok(Self { refuge: None, socket, bound: None, runtime, journal, logs, lock })
     }
 
     /// Moves this process to a cgroup of its own, where that can be made.
     pub fn move_out(&mut self, site: &Site) {
-        match Refuge::enter(site, &mut self.journal) {
+        match Refuge::enter(site, &mut self.journal.borrow_mut()) {
             Ok(refuge) => self.refuge = Some(refuge),
             Err(error) => tracing::info!("the owner stays in its client's cgroup: {error}"),
         }
@@ -73,7 +73,7 @@ impl Premises {
 
     /// Opens the socket, which is written down first.
     pub fn listen(&mut self) -> Result<UnixListener> {
-        self.journal.record(self.socket.clone())?;
+        self.journal.borrow_mut().record(self.socket.clone())?;
         fault::point("owner.journal");
         self.runtime.remove_socket()?;
         let path = self.runtime.socket();
@@ -103,7 +103,7 @@ impl Premises {
             nix::unistd::dup2_stderr(runtime.open_log()?).context("write to the log")?;
         }
         tracing::warn!("somebody removed files from {}; made again", runtime.path().display());
-        self.journal.restore()?;
+        self.journal.borrow_mut().restore()?;
         // Whoever listens there without the lock is no owner.
         self.listen().map(Some).map_err(Moved::from)
     }
@@ -126,7 +126,7 @@ impl From<Error> for Moved {
 impl Drop for Premises {
     fn drop(&mut self) {
         if let Some(refuge) = self.refuge.take() {
-            refuge.leave(&mut self.journal);
+            refuge.leave(&mut self.journal.borrow_mut());
         }
         let path = self.runtime.socket();
         let removed = match identity(&path) {
@@ -139,7 +139,7 @@ impl Drop for Premises {
             },
             _ => Ok(()),
         };
-        if let Err(error) = removed.and_then(|()| self.journal.done(&self.socket)) {
+        if let Err(error) = removed.and_then(|()| self.journal.borrow_mut().done(&self.socket)) {
             tracing::error!("{error}");
         }
         if self.lock.is_in_place() {

@@ -11,12 +11,14 @@ mod coverage;
 mod independence;
 mod instrument;
 mod live;
+mod lossless;
 mod many;
 mod places;
 mod raw;
 mod rights;
 mod sharing;
 mod support;
+mod targets;
 
 use libtest_mimic::Arguments;
 
@@ -29,6 +31,7 @@ fn main() -> std::process::ExitCode {
     let themes = [
         instrument::trials(),
         accuracy::trials(),
+        lossless::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),
@@ -38,6 +41,7 @@ fn main() -> std::process::ExitCode {
         places::trials(),
         rights::trials(),
         many::trials(),
+        targets::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

@@ -49,6 +49,7 @@ fn request(scene: &Scene, pid: u32, rate: u64) -> Result<Request> {
     let rate = Rate::new(rate).ok_or_else(|| Error::failed("no rate"))?;
     Ok(Request::Limit(LimitRequest {
         targets: vec![Target::Pid(pid)],
+        wait: false,
         rates: PerDirection { upload: Some(rate), download: Some(rate) },
         backends: PerDirection::default(),
         no_fallback: false,

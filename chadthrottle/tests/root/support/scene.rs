@@ -157,6 +157,16 @@ impl Scene {
         Ok(Limit { call, since })
     }
 
+    /// [`Scene::limit`] with words that may hold anything.
+    pub fn limit_words(&self, words: &[&str]) -> Result<Limit> {
+        let mut command = Command::new(&self.program);
+        command.args(words).arg("--runtime-dir").arg(self.runtime_dir());
+        command.arg("--cgroup-root").arg(self.cgroup.path());
+        let call = Call::spawn(command, Place::default())?;
+        let (since, _) = call.await_message("limited")?;
+        Ok(Limit { call, since })
+    }
+
     /// What `status` says now.
     pub fn status(&self) -> Result<StatusReport> {
         let json = self.succeed("status --json")?;
