@@ -144,7 +144,7 @@ fn at_once(scene: &Scene) -> Result<()> {
     eprintln!("cleared in {:.0} ms", (now() - time) * 1e3);
     ensure!(limits(&mut client)?.is_empty(), "some are left");
     let rate = sink.rate(1.0)?;
-    ensure!(rate > FULL_SPEED, "without limits they move only {rate:.0} bytes/s");
+    ensure!(rate > full_speed(), "without limits they move only {rate:.0} bytes/s");
     client.close_and_wait(Duration::from_secs(5))
 }
 

@@ -146,7 +146,10 @@ fn holds(
     );
     for run in [free, young_free] {
         let rate = share(run)? * RATE;
-        ensure!(rate > FULL_SPEED / 2.0, "one that does not match moves only {rate:.0} bytes/s (run {run})");
+        ensure!(
+            rate > full_speed() / 2.0,
+            "one that does not match moves only {rate:.0} bytes/s (run {run})"
+        );
     }
     // And the same by the owner's account.
     let report = scene.status()?.limits.remove(0);
@@ -250,7 +253,7 @@ fn renamed(scene: &Scene) -> Result<()> {
     rename("chadt-old-name")?;
     let again = sink.rate(1.0)?;
     ensure!(
-        free > FULL_SPEED && held(limited) && again > FULL_SPEED,
+        free > full_speed() && held(limited) && again > full_speed(),
         "{free:.0} bytes/s, under the name {limited:.0}, under another one {again:.0}"
     );
     limit.end().map(drop)
