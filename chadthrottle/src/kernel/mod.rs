@@ -9,5 +9,7 @@ pub mod fault;
 pub mod journal;
 pub mod netlink;
 pub mod netns;
+mod nl;
 pub mod process;
+pub mod sock_diag;
 pub mod sockets;
