@@ -6,17 +6,19 @@
 //! maker's death says nothing: its object was not made yet.
 
 use std::{
+    cell::RefCell,
     fs::{self, File, OpenOptions},
     io::{self, Write},
     os::unix::fs::{FileTypeExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    rc::{Rc, Weak},
     thread,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::process;
+use super::{cgroup, process};
 use crate::error::{Context, Error, Result};
 
 /// How long to wait for processes that are just leaving a cgroup.
@@ -40,6 +42,12 @@ pub enum Object {
         /// Absolute path.
         path: PathBuf,
     },
+    /// A cgroup that holds processes of somebody else's cgroup, its parent, to which they return. Its name starts with
+    /// [`PREFIX`].
+    Leaf {
+        /// Absolute path in the cgroup file system.
+        path: PathBuf,
+    },
 }
 
 impl std::fmt::Display for Object {
@@ -47,6 +55,7 @@ impl std::fmt::Display for Object {
         match self {
             Self::Cgroup { path } => write!(f, "cgroup {}", path.display()),
             Self::File { path } => write!(f, "file {}", path.display()),
+            Self::Leaf { path } => write!(f, "cgroup {} of limited processes", path.display()),
         }
     }
 }
@@ -55,14 +64,17 @@ impl Object {
     /// Removes it. True when it was still there. Refuses what can't be ours.
     fn undo(&self, folder: &Path) -> Result<bool> {
         match self {
-            Self::Cgroup { path } => {
+            Self::Cgroup { path } | Self::Leaf { path } => {
                 let ours = path
                     .file_name()
                     .is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
                 if !ours || !path.is_absolute() {
                     return Err(Error::failed(format!("remove {self}: its name is none of ours")));
                 }
-                remove_cgroup(path).context(format!("remove {self}"))
+                match self {
+                    Self::Leaf { .. } => cgroup::dissolve(path),
+                    _ => remove_cgroup(path).context(format!("remove {self}")),
+                }
             }
             Self::File { path } => {
                 if path.parent() != Some(folder) {
@@ -185,6 +197,26 @@ fn open(path: &Path) -> Result<File> {
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)
         .context(format!("open the journal {}", path.display()))
+}
+
+/// A journal that several parts of a process write.
+pub type Shared = Rc<RefCell<Journal>>;
+
+thread_local! {
+    static CURRENT: RefCell<Weak<RefCell<Journal>>> = const { RefCell::new(Weak::new()) };
+}
+
+/// The journal into which this thread's makers write, if there is one; without one, nothing may be made that
+/// outlives its maker.
+pub fn current() -> Option<Shared> {
+    CURRENT.with_borrow(Weak::upgrade)
+}
+
+/// Lets this thread's makers write into a journal as long as it lives.
+pub fn share(journal: Journal) -> Shared {
+    let shared = Rc::new(RefCell::new(journal));
+    CURRENT.set(Rc::downgrade(&shared));
+    shared
 }
 
 fn file_name(pid: u32, start_time: u64) -> String {

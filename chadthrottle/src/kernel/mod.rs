@@ -9,6 +9,7 @@ pub mod fault;
 pub mod journal;
 pub mod netlink;
 pub mod netns;
+pub mod nft;
 mod nl;
 pub mod process;
 pub mod sock_diag;

@@ -20,7 +20,7 @@ pub(super) struct Premises {
     /// Which file the socket is, when there is one.
     bound: Option<(u64, u64)>,
     runtime: Runtime,
-    journal: Journal,
+    journal: journal::Shared,
     /// Whether stderr is the log.
     logs: bool,
     lock: Lock,
@@ -40,14 +40,14 @@ impl Premises {
         for error in swept.failed {
             tracing::warn!("{error}");
         }
-        let journal = Journal::create(runtime.path())?;
+        let journal = journal::share(Journal::create(runtime.path())?);
         let socket = Object::File { path: runtime.socket() };
         Ok(Self { socket, bound: None, runtime, journal, logs, lock })
     }
 
     /// Opens the socket, which is written down first.
     pub fn listen(&mut self) -> Result<UnixListener> {
-        self.journal.record(self.socket.clone())?;
+        self.journal.borrow_mut().record(self.socket.clone())?;
         fault::point("owner.journal");
         self.runtime.remove_socket()?;
         let path = self.runtime.socket();
@@ -77,7 +77,7 @@ impl Premises {
             nix::unistd::dup2_stderr(runtime.open_log()?).context("write to the log")?;
         }
         tracing::warn!("somebody removed files from {}; made again", runtime.path().display());
-        self.journal.restore()?;
+        self.journal.borrow_mut().restore()?;
         // Whoever listens there without the lock is no owner.
         self.listen().map(Some).map_err(Moved::from)
     }
@@ -110,7 +110,7 @@ impl Drop for Premises {
             },
             _ => Ok(()),
         };
-        if let Err(error) = removed.and_then(|()| self.journal.done(&self.socket)) {
+        if let Err(error) = removed.and_then(|()| self.journal.borrow_mut().done(&self.socket)) {
             tracing::error!("{error}");
         }
         if self.lock.is_in_place() {

@@ -17,8 +17,8 @@ pub fn trials() -> Vec<Trial> {
         plain("cleanup::end_of_the_target", end_of_the_target),
         plain("cleanup::end_of_the_duration", end_of_the_duration),
         plain("cleanup::cleared", cleared),
-        trial("cleanup::killed_while_setting_up", |scene| faults(scene, "CHADT_FAULT_KILL")),
-        trial("cleanup::panic_while_setting_up", |scene| faults(scene, "CHADT_FAULT_PANIC")),
+        trial("cleanup::killed_while_setting_up", |scene| faults(scene, "CHADT_FAULT_KILL", fault::POINTS)),
+        trial("cleanup::panic_while_setting_up", |scene| faults(scene, "CHADT_FAULT_PANIC", fault::POINTS)),
     ]
 }
 
@@ -62,7 +62,7 @@ impl Pair {
     }
 }
 
-fn client_gets(scene: &Scene, signal: Signal) -> Result<()> {
+pub fn client_gets(scene: &Scene, signal: Signal) -> Result<()> {
     let pair = Pair::new(scene)?;
     let mut limit = scene.limit(&pair.limit())?;
     pair.ensure_limited()?;
@@ -75,7 +75,7 @@ fn client_gets(scene: &Scene, signal: Signal) -> Result<()> {
     Ok(())
 }
 
-fn killed_owner(scene: &Scene) -> Result<()> {
+pub fn killed_owner(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit())?;
     pair.ensure_limited()?;
@@ -93,7 +93,7 @@ fn killed_owner(scene: &Scene) -> Result<()> {
     scene.succeed("clear").map(drop)
 }
 
-fn terminated_owner(scene: &Scene) -> Result<()> {
+pub fn terminated_owner(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit())?;
     pair.ensure_limited()?;
@@ -105,7 +105,7 @@ fn terminated_owner(scene: &Scene) -> Result<()> {
 }
 
 /// It lives, but renews nothing: the lease runs out.
-fn stopped_owner(scene: &Scene) -> Result<()> {
+pub fn stopped_owner(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit())?;
     pair.ensure_limited()?;
@@ -121,7 +121,7 @@ fn stopped_owner(scene: &Scene) -> Result<()> {
     limit.end().map(drop)
 }
 
-fn end_of_the_target(scene: &Scene) -> Result<()> {
+pub fn end_of_the_target(scene: &Scene) -> Result<()> {
     let mut pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit())?;
     pair.client.process().signal(Signal::SIGKILL);
@@ -158,9 +158,9 @@ fn cleared(scene: &Scene) -> Result<()> {
 }
 
 /// The owner dies, or panics, at every step of setting a limit.
-fn faults(scene: &Scene, variable: &str) -> Result<Finding> {
+pub fn faults(scene: &Scene, variable: &str, points: &[&str]) -> Result<Finding> {
     let pair = Pair::new(scene)?;
-    for point in fault::POINTS {
+    for point in points {
         let mut command = scene.command(&format!("limit {}", pair.limit()));
         command.env(variable, point);
         let call = Call::spawn(command, Default::default())?;

@@ -15,7 +15,7 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// A process in the same cgroup.
-fn neighbour(scene: &Scene) -> Result<()> {
+pub fn neighbour(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (limited, free) = (scene.run(), scene.run());
@@ -32,7 +32,7 @@ fn neighbour(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn two_callers(scene: &Scene) -> Result<()> {
+pub fn two_callers(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (slow, fast) = (scene.run(), scene.run());
@@ -49,7 +49,7 @@ fn two_callers(scene: &Scene) -> Result<()> {
 }
 
 /// The smaller one decides, and the larger one again when it is gone.
-fn nested(scene: &Scene) -> Result<()> {
+pub fn nested(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let run = scene.run();
     let client = scene.client(&[format!("connect tcp {} put run={run}", scene.tcp(Version::V4))])?;
@@ -63,7 +63,7 @@ fn nested(scene: &Scene) -> Result<()> {
 }
 
 /// A detached limit that is set again with another rate.
-fn changed(scene: &Scene) -> Result<()> {
+pub fn changed(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let run = scene.run();
     let client = scene.client(&[format!("connect tcp {} put flows=4 run={run}", scene.tcp(Version::V4))])?;
@@ -82,7 +82,7 @@ fn changed(scene: &Scene) -> Result<()> {
 }
 
 /// In both directions.
-fn removed(scene: &Scene) -> Result<()> {
+pub fn removed(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (get, put) = (scene.run(), scene.run());

@@ -5,6 +5,7 @@
 
 mod accuracy;
 mod actor;
+mod backends;
 mod cleanup;
 mod coverage;
 mod independence;
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
         places::trials(),
         rights::trials(),
         many::trials(),
+        backends::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

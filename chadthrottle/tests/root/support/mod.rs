@@ -70,8 +70,18 @@ pub fn plain(name: &str, run: impl Fn(&Scene) -> Result<()> + Send + 'static) ->
 }
 
 /// Themes whose trials measure rates on the way.
-const MEASURING: &[&str] =
-    &["instrument", "accuracy", "coverage", "sharing", "independence", "many", "live", "places", "rights"];
+const MEASURING: &[&str] = &[
+    "instrument",
+    "accuracy",
+    "coverage",
+    "sharing",
+    "independence",
+    "many",
+    "live",
+    "places",
+    "rights",
+    "backends",
+];
 
 /// What is measured on a busy machine may be the machine: such a trial is taken once more when it fails, in a new
 /// scene, and that is said. What either of the two leaves behind fails.

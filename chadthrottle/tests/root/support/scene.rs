@@ -11,7 +11,7 @@ use std::{
 use chadthrottle::{
     Error, Kind, Result,
     kernel::cgroup,
-    model::{Direction, LimitReport, StatusReport},
+    model::{Direction, LimitReport, PerDirection, StatusReport},
     selftest::{
         cgroup::Cgroup,
         lab::{Lab, Version},
@@ -42,6 +42,7 @@ pub struct Scene {
     pub lab: Lab,
     program: PathBuf,
     runs: Cell<u64>,
+    backends: Cell<PerDirection<Option<&'static str>>>,
 }
 
 impl Scene {
@@ -56,7 +57,13 @@ impl Scene {
             lab: Lab::new()?,
             program: program(),
             runs: Cell::new(0),
+            backends: Cell::default(),
         })
+    }
+
+    /// From now on limits are set with these backends.
+    pub fn use_backends(&self, upload: &'static str, download: &'static str) {
+        self.backends.set(PerDirection { upload: Some(upload), download: Some(download) });
     }
 
     /// The owner's folder.
@@ -121,6 +128,11 @@ impl Scene {
         command.args(words.split(' '));
         command.arg("--runtime-dir").arg(self.runtime_dir());
         command.arg("--cgroup-root").arg(self.cgroup.path());
+        for (direction, name) in self.backends.get().iter() {
+            if let Some(name) = name {
+                command.arg(format!("--{direction}-backend")).arg(name);
+            }
+        }
         command
     }
 
