@@ -5,4 +5,5 @@
 pub mod abi;
 pub mod bucket;
 pub mod pacing;
+pub mod remote;
 pub mod wire;

@@ -380,8 +380,10 @@ fn valid_duration(seconds: f64) -> Result<Duration> {
 fn valid_targets(targets: &[Target]) -> Result<String> {
     let mut first = None;
     for target in targets {
-        let (Target::Pid(pid) | Target::Tree(pid)) = target;
-        let name = process::target(*pid)?;
+        let Some(pid) = target.pid() else {
+            return Err(usage(format!("{target} can't be limited yet")));
+        };
+        let name = process::target(pid)?;
         first.get_or_insert(name);
     }
     first.ok_or_else(|| usage("a limit needs a target"))

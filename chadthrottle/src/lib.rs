@@ -9,7 +9,8 @@
 //! - [`engine`]: the only owner of state: requests become limits, limits go to backends; leases, verification.
 //! - [`backend`]: how a limit is held. One trait, one table of drivers.
 //! - [`kernel`]: the only code that touches the kernel.
-//! - [`model`]: directions, rates, targets, limits, reports. No I/O.
+//! - [`model`]: directions, rates, targets, limits, reports, snapshots and what is made of them. No I/O.
+//! - [`monitor`]: which process moves how many bytes.
 //! - [`selftest`]: proves on this machine that each backend holds its limits.
 
 pub mod backend;
@@ -18,6 +19,7 @@ pub mod engine;
 pub mod error;
 pub mod kernel;
 pub mod model;
+pub mod monitor;
 pub mod output;
 pub mod owner;
 pub mod selftest;

@@ -116,7 +116,10 @@ impl Crowd {
         };
         // Dropped on failure, it sends back those that it has.
         for target in crowd.targets.clone() {
-            let (Target::Pid(pid) | Target::Tree(pid)) = target;
+            let Some(pid) = target.pid() else {
+                let message = format!("this backend holds pid: and tree: only, not {target}");
+                return Err(Error::new(Kind::NoBackend, message));
+            };
             crowd.require_within(pid)?;
             crowd.take_in(pid)?;
             if matches!(target, Target::Tree(_)) {

@@ -139,6 +139,10 @@ pub enum Command {
     Status(Json),
     /// End limits, and remove what a killed run left behind
     Clear(Clear),
+    /// Show which processes and sockets a target means now, and why
+    ///
+    /// Limits nothing, and needs no rights for what one may see.
+    Explain(Explain),
     /// Show what each backend needs, whether it is there, and how to get it
     Doctor(Json),
     /// Prove on this machine, between two private network namespaces, that limits hold
@@ -186,6 +190,27 @@ pub struct Clear {
     /// Only the limits on these; without: all
     #[arg(value_name = "TARGET", allow_negative_numbers = true)]
     pub targets: Vec<String>,
+}
+
+/// Arguments of `explain`.
+#[derive(Debug, clap::Args)]
+pub struct Explain {
+    /// What is to be explained: name:firefox, unit:nginx.service port:443 …
+    #[arg(required = true, value_name = "TARGET", allow_negative_numbers = true)]
+    pub targets: Vec<String>,
+    #[command(flatten)]
+    pub scope: Scope,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Which remote addresses.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Scope {
+    /// Only traffic with these remote addresses: all, internet, local [default: all]
+    #[arg(long, value_name = "SCOPE")]
+    pub scope: Option<String>,
 }
 
 /// Arguments of commands that only show something.

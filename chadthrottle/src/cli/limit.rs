@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    kernel::fault,
     output::{self, limits},
     owner::{client::Client, protocol::LimitRequest},
 };
@@ -32,8 +33,10 @@ pub fn limit(global: &Global, args: &Limit) -> Result<u8> {
 fn hold(global: &Global, request: LimitRequest) -> Result<u8> {
     let detach = request.detach;
     let mut client = Client::connect_or_start(global.runtime_dir(), &request.site)?;
+    fault::point("client.connected");
     // Until the answer is there a signal just ends this process, and with it whatever was half set.
     let limit = session::limit(&mut client, request)?;
+    fault::point("client.limited");
     if detach {
         output::message(&limits::limited(&limit));
         return Ok(0);
@@ -43,6 +46,7 @@ fn hold(global: &Global, request: LimitRequest) -> Result<u8> {
     let hangup = (!signals::ignored(Signal::SIGHUP)).then_some(Signal::SIGHUP);
     let signals = Signals::watch([Signal::SIGINT, Signal::SIGTERM].into_iter().chain(hangup))?;
     output::message(&limits::limited(&limit));
+    fault::point("client.waiting");
     match session::wait(&signals, Some(&mut client), &limit, &mut Pulse::new())? {
         Wake::Signal(_) => session::leave(client),
         Wake::Ended(reason) => output::message(&session::ended(&limit, reason)),

@@ -16,6 +16,7 @@ use crate::{
 mod args;
 mod backends;
 mod clear;
+mod explain;
 mod hint;
 mod limit;
 mod resolve;
@@ -39,7 +40,7 @@ pub fn main() -> ExitCode {
     };
     start_log(args.global.verbose);
     let in_run = matches!(args.command, Some(Command::Run(_)));
-    let limits = !matches!(args.command, Some(Command::Status(_) | Command::Clear(_)));
+    let limits = !matches!(args.command, Some(Command::Status(_) | Command::Clear(_) | Command::Explain(_)));
     match execute(args) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
@@ -86,6 +87,7 @@ fn execute(args: Args) -> Result<u8> {
         Command::Limit(args) => limit::limit(&global, &args),
         Command::Status(args) => status::status(&global, &args),
         Command::Clear(args) => clear::clear(&global, &args),
+        Command::Explain(args) => explain::explain(&global, &args),
         Command::Doctor(args) => backends::doctor(&global, &args),
         Command::Selftest(args) => selftest(&global, &args),
         Command::Owner(args) => {

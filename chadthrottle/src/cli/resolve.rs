@@ -1,12 +1,13 @@
 //! From arguments to what they mean. All refusals are [`Kind::Usage`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::{
     backend::{self, Site},
-    cli::args::{Duration, Global, Rates},
+    cli::args::{self, Duration, Global, Rates},
     error::{Context, Error, Kind, Result},
-    model::{Direction, PerDirection, Rate, Target, text::quote},
+    kernel::{cgroup, facts},
+    model::{Direction, PerDirection, Rate, Scope, Target, text::quote},
     owner::protocol::LimitRequest,
 };
 
@@ -29,16 +30,55 @@ pub fn request(global: &Global, rates: &Rates, targets: Vec<Target>) -> Result<L
     })
 }
 
-/// Targets, each once.
+/// Targets, each once, in the one form that the owner knows them by.
 pub fn targets(texts: &[String]) -> Result<Vec<Target>> {
     let mut targets = Vec::with_capacity(texts.len());
     for text in texts {
-        let target = text.parse()?;
+        let target = canonical(text.parse()?)?;
         if !targets.contains(&target) {
             targets.push(target);
         }
     }
     Ok(targets)
+}
+
+/// Users by their ids, files by their real paths, cgroups by their paths in the hierarchy.
+///
+/// # Errors
+/// [`Kind::NotFound`] when there is no such user.
+fn canonical(target: Target) -> Result<Target> {
+    Ok(match target {
+        Target::User(name) => Target::User(match name.parse::<u32>() {
+            Ok(id) => id.to_string(),
+            Err(_) => {
+                let failed = || format!("look for user {}", quote(&name));
+                let found =
+                    facts::user_id(&name).map_err(|cause| Error::caused(Kind::Failed, failed(), &cause))?;
+                let nobody = || Error::new(Kind::NotFound, format!("there is no user {}", quote(&name)));
+                found.ok_or_else(nobody)?.to_string()
+            }
+        }),
+        // A file that is gone may still run.
+        Target::Exe(path) => {
+            let real = Path::new(&path)
+                .canonicalize()
+                .ok()
+                .and_then(|real| real.into_os_string().into_string().ok());
+            Target::Exe(real.unwrap_or(path))
+        }
+        Target::Cgroup(path) => {
+            let mount = cgroup::mount().ok();
+            let below = mount.and_then(|mount| Path::new(&path).strip_prefix(mount).ok().map(Path::to_owned));
+            let below = below.and_then(|below| below.into_os_string().into_string().ok());
+            Target::Cgroup(below.map_or(path, |below| format!("/{below}")))
+        }
+        other => other,
+    })
+}
+
+/// `--scope`.
+pub fn scope(scope: &args::Scope) -> Result<Scope> {
+    scope.scope.as_deref().map_or(Ok(Scope::default()), str::parse)
 }
 
 /// The value of `--pid`.

@@ -270,8 +270,15 @@ fn judge(
         ));
         return Some(first);
     }
-    for (_, error) in refused {
-        first.causes.push(error.to_string());
+    for (other, error) in refused {
+        // Of a target that can't be limited at all both directions say the same.
+        let reason = error.message.strip_prefix(&select::nobody_can(other));
+        if reason.is_some() && reason == first.message.strip_prefix(&select::nobody_can(direction)) {
+            let both = select::nobody_can(format_args!("{direction} or {other}"));
+            first.message = both + reason.unwrap_or_default();
+        } else {
+            first.causes.push(error.to_string());
+        }
     }
     Some(first)
 }

@@ -102,6 +102,21 @@ pub fn path_below(mount: &Path, pid: u32) -> Result<PathBuf> {
     Ok(mount.join(path.trim_start_matches('/')))
 }
 
+/// Moves this process to a cgroup.
+pub fn enter(path: &Path) -> Result<()> {
+    // "0" means whoever writes it.
+    fs::write(path.join("cgroup.procs"), "0").context(format!("move to the cgroup {}", path.display()))
+}
+
+/// Moves this process to the cgroup above when it is in the one at `path`, which could not be removed else.
+pub fn leave(path: &Path) -> Result<()> {
+    let inside = get_cgroup_path(std::process::id()).is_ok_and(|own| own.starts_with(path));
+    match path.parent() {
+        Some(above) if inside => enter(above),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a process is in the cgroup of that id, or in one below it; `mount` shows all of these.
 pub fn is_below(mount: &Path, id: u64, pid: u32) -> Result<bool> {
     let path = path_below(mount, pid)?;

@@ -3,16 +3,21 @@
 /// Names of all places, in the order in which setting a limit passes them.
 pub const POINTS: &[&str] = &[
     "owner.locked",
+    "owner.moved",
     "owner.journal",
     "owner.socket",
     "owner.janitor",
     "ebpf.loaded",
     "ebpf.attached",
+    "ebpf.kept",
     "ebpf.limit-written",
     "ebpf.process-entered",
     "ebpf.sockets-tagged",
     "owner.limited",
 ];
+
+/// The same of the command that asks for the limit.
+pub const CLIENT_POINTS: &[&str] = &["client.connected", "client.limited", "client.waiting"];
 
 /// The same for backends that put the processes in cgroups of their own.
 pub const CROWD_POINTS: &[&str] = &["crowd.recorded", "crowd.moved", "nft.table", "nft.applied"];
@@ -20,7 +25,7 @@ pub const CROWD_POINTS: &[&str] = &["crowd.recorded", "crowd.moved", "nft.table"
 /// Dies here of SIGKILL when `CHADT_FAULT_KILL` holds this place's name, panics when `CHADT_FAULT_PANIC` does.
 pub fn point(name: &str) {
     debug_assert!(
-        POINTS.contains(&name) || CROWD_POINTS.contains(&name),
+        [POINTS, CLIENT_POINTS, CROWD_POINTS].iter().any(|list| list.contains(&name)),
         "fault point {name} is not in the list"
     );
     #[cfg(debug_assertions)]

@@ -221,6 +221,11 @@ pub fn target(pid: u32) -> Result<String> {
     Ok(stat.comm)
 }
 
+/// Whether it belongs to the kernel, and has neither a file nor sockets; false when there is none of that id.
+pub fn is_kernel_thread(proc: &Path, pid: u32) -> bool {
+    matches!(Stat::read(proc, pid), Ok(Some(stat)) if stat.flags & PF_KTHREAD != 0)
+}
+
 /// Name of a process, or of a thread; `None` when there is none of that id.
 pub fn comm(id: u32) -> Option<String> {
     Stat::read(Path::new(PROC), id).ok()?.map(|stat| stat.comm)
@@ -331,6 +336,11 @@ fn namespaces_below(pid: &str) -> Result<usize> {
         .ok_or_else(|| Error::failed(format!("{} has no line 'NSpid'", path.display())))
 }
 
+/// Whether a process is stopped by a signal, and goes on only with SIGCONT.
+pub fn is_stopped(pid: u32) -> bool {
+    matches!(Stat::read(Path::new(PROC), pid), Ok(Some(stat)) if stat.state == 'T')
+}
+
 /// Descriptor number of a pidfd that a program started by us is to inherit.
 pub fn number(process: &Process) -> i32 {
     process.fd.as_raw_fd()
@@ -357,6 +367,21 @@ mod tests {
         for broken in ["", "42", "42 (x", "42 (x)", "42 (x) S 7 1"] {
             assert_eq!(Stat::parse(broken), None);
         }
+    }
+
+    #[test]
+    fn a_stopped_process_is_told_from_one_that_runs() {
+        let mut child = sleeper();
+        assert!(!is_stopped(child.id()));
+        kill(Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGSTOP).unwrap();
+        let begun = std::time::Instant::now();
+        while !is_stopped(child.id()) {
+            assert!(begun.elapsed().as_secs() < 10);
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_stopped(child.id()), "there is no such process");
     }
 
     #[test]

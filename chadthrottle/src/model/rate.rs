@@ -98,6 +98,19 @@ fn exact(value: u64, units: &[(u64, &str)]) -> String {
 
 /// The rate, or why it is none.
 fn parse(text: &str) -> Result<Rate, String> {
+    let (number, unit) = number_and_unit(text)?;
+    number.in_range(unit)
+}
+
+/// Bytes/s, written like a rate but of any size, for comparisons; more than [`MAX_RATE`] is as good as that.
+/// Or why it is none.
+pub(super) fn parse_amount(text: &str) -> Result<u64, String> {
+    let (number, unit) = number_and_unit(text.trim())?;
+    Ok(number.bytes(unit).map_or(MAX_RATE, |bytes| bytes.min(MAX_RATE)))
+}
+
+/// A number, and the bits/s of its unit.
+fn number_and_unit(text: &str) -> Result<(Decimal, u128), String> {
     if text.is_empty() {
         return Err("it is empty".into());
     }
@@ -120,7 +133,7 @@ fn parse(text: &str) -> Result<Rate, String> {
         ),
     })?;
     let number = Decimal::parse(number).ok_or_else(|| format!("{} is no number", quote(number)))?;
-    number.in_range(unit)
+    Ok((number, unit))
 }
 
 /// A decimal number: `mantissa / 10^decimals`.
@@ -153,6 +166,12 @@ impl Decimal {
         let mantissa =
             whole.bytes().chain(fraction.bytes()).fold(0, |sum, digit| sum * 10 + u128::from(digit - b'0'));
         Some(Self { mantissa, decimals: fraction.len() as u32, huge })
+    }
+
+    /// Whole bytes/s, counted in units of `bits` bits/s; `None`: too many.
+    fn bytes(&self, bits: u128) -> Option<u64> {
+        let product = self.mantissa.checked_mul(bits).filter(|_| !self.huge)?;
+        u64::try_from(product / 10u128.pow(self.decimals) / 8).ok()
     }
 
     /// As a rate, counted in units of `bits` bits/s.

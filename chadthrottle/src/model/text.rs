@@ -1,31 +1,43 @@
-//! Text from outside (arguments, process names) made safe to show in a line.
+//! Text from outside (arguments, names of processes, units and containers) made safe to show: the one place that
+//! says how.
 
-/// `text` with everything escaped that could change how a terminal shows the rest of the line: control
-/// characters, newlines, marks that turn the writing direction or have no width. What is escaped already
-/// stays as it is.
+/// Whether a character shows as itself, whatever stands around it: no control character, no line feed, no mark that
+/// turns the writing direction or has no width.
+pub fn is_harmless(c: char) -> bool {
+    match c {
+        // `escape_debug` is made for literals and escapes these too.
+        '"' | '\'' | '\\' => true,
+        _ => c.escape_debug().len() == 1,
+    }
+}
+
+/// `text` with everything escaped that is not [harmless](is_harmless). What is escaped already stays as it is.
 pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for c in text.chars() {
-        match c {
-            // `escape_debug` is made for literals and escapes these too.
-            '"' | '\'' | '\\' => escaped.push(c),
-            _ => escaped.extend(c.escape_debug()),
-        }
+        if is_harmless(c) { escaped.push(c) } else { escaped.extend(c.escape_debug()) }
     }
     escaped
+}
+
+/// `text` escaped, and cut to `longest` characters before that.
+pub fn cut(text: &str, longest: usize) -> String {
+    match text.char_indices().nth(longest) {
+        Some((end, _)) => escape(&text[..end]) + "…",
+        None => escape(text),
+    }
 }
 
 /// `text` escaped, in quotation marks and cut to what fits into a message.
 pub fn quote(text: &str) -> String {
     const LONGEST: usize = 60;
-    match text.char_indices().nth(LONGEST) {
-        Some((end, _)) => format!("'{}…'", escape(&text[..end])),
-        None => format!("'{}'", escape(text)),
-    }
+    format!("'{}'", cut(text, LONGEST))
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -41,5 +53,17 @@ mod tests {
     fn long_text_is_cut() {
         assert_eq!(quote("x"), "'x'");
         assert_eq!(quote(&"é".repeat(1000)).chars().count(), 63);
+        assert_eq!(cut("abc", 3), "abc");
+        assert_eq!(cut("abcd", 3), "abc…");
+        assert_eq!(cut("\n\n", 1), "\\n…");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_escaped_is_harmless(text in any::<String>()) {
+            let escaped = escape(&text);
+            prop_assert!(escaped.chars().all(is_harmless), "{:?}", escaped);
+            prop_assert_eq!(escape(&escaped), escaped);
+        }
     }
 }

@@ -8,12 +8,17 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 pub mod backends;
+pub mod explain;
+mod json;
 pub mod limits;
 pub mod number;
 pub mod table;
 
-use crate::error::{Context, Error, Result};
 pub use crate::model::text::escape;
+use crate::{
+    error::{Context, Error, Result},
+    model::text,
+};
 
 /// Version of all JSON; changes when a reader of the old one would misread the new.
 pub const SCHEMA: &str = "chadthrottle/1";
@@ -34,16 +39,24 @@ struct Document<'a, T> {
 /// Writes `{"schema": …, "kind": kind, …body}` as one line to stdout.
 pub fn json<T: Serialize>(kind: &str, body: &T) -> Result<()> {
     let document = Document { schema: SCHEMA, kind, body };
-    let mut line = serde_json::to_string(&document)
+    let mut line = Vec::new();
+    document
+        .serialize(&mut serde_json::Serializer::with_formatter(&mut line, json::Escaping))
         .map_err(|error| Error::failed(format!("write {kind} as JSON: {error}")))?;
-    line.push('\n');
-    finish(io::stdout().lock().write_all(line.as_bytes()))
+    line.push(b'\n');
+    finish(io::stdout().lock().write_all(&line))
 }
 
 /// Writes a result to stdout, without its colours where they are not wanted.
 pub fn result(text: &str) -> Result<()> {
     let mut stdout = anstream::stdout().lock();
     finish(stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()))
+}
+
+/// Text from outside for a cell of a table.
+pub fn cell(text: &str) -> String {
+    const LONGEST: usize = 64;
+    text::cut(text, LONGEST)
 }
 
 fn finish(written: io::Result<()>) -> Result<()> {

@@ -149,21 +149,27 @@ fn open(dir: &Path, site: &Site, drivers: &'static [Driver], ready: &mut Ready) 
     };
     fault::point("owner.locked");
     let mut premises = Premises::enter(runtime.clone(), lock, ready.0.is_some())?;
+    premises.move_out(site);
     let listener = premises.listen()?;
     fault::point("owner.socket");
+    // The janitor lives there, so it goes before.
+    let premises = Rc::new(RefCell::new(premises));
     let janitor = Rc::new(RefCell::new(Janitor::start(&runtime)?));
-    let heir = Rc::clone(&janitor);
+    let (heir, keeper) = (Rc::clone(&janitor), Rc::clone(&premises));
     fault::point("owner.janitor");
     ready.tell(&Startup::Ready);
     let now = Instant::now();
     Ok(Some(Server {
-        engine: Engine::new(site.clone(), drivers, move |estate| heir.borrow_mut().inherit(estate)),
+        engine: Engine::new(site.clone(), drivers, move |estate| {
+            keeper.borrow().keep(estate.as_fd());
+            heir.borrow_mut().inherit(estate)
+        }),
         connections: BTreeMap::new(),
         last_client: 0,
         signals,
         listener,
-        premises,
         janitor,
+        premises,
         renew_at: now,
         premises_at: now + PREMISES_PERIOD,
         lost: false,
@@ -190,9 +196,9 @@ struct Server {
     last_client: u64,
     signals: SignalFd,
     listener: UnixListener,
-    /// Held until everything else is undone.
-    premises: Premises,
     janitor: Rc<RefCell<Janitor>>,
+    /// Held until everything else is undone; the janitor lives there.
+    premises: Rc<RefCell<Premises>>,
     renew_at: Instant,
     /// When the files are looked at.
     premises_at: Instant,
@@ -284,7 +290,8 @@ impl Server {
             return true;
         }
         self.premises_at = now + PREMISES_PERIOD;
-        match self.premises.look_after() {
+        let looked = self.premises.borrow_mut().look_after();
+        match looked {
             Ok(listener) => {
                 self.lost = false;
                 if let Some(listener) = listener {

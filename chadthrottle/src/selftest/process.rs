@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// Longest wait for an answer of a child.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How often a wait looks whether it was interrupted.
 const SLICE: Duration = Duration::from_millis(50);
 

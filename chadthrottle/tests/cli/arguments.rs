@@ -13,7 +13,7 @@ fn answer(args: &[&str]) -> (i32, String, String) {
 #[test]
 fn bad_input_is_refused_with_what_would_be_accepted() {
     const RATES: &[&str] = &["500K", "10mbit", "none"];
-    const TARGETS: &[&str] = &["pid:1234", "tree:1234"];
+    const TARGETS: &[&str] = &["pid:1234", "tree:1234", "name:firefox", "unit:nginx.service", "port:443"];
     const TIMES: &[&str] = &["30s", "5m", "1h"];
     for (args, why, shown) in [
         (&["limit", "1", "-d", "0"][..], "0 would stop all traffic", RATES),
@@ -26,7 +26,7 @@ fn bad_input_is_refused_with_what_would_be_accepted() {
         (&["limit", "1", "--download", "1\x1b]0;x\x07M"], "\\u{1b}]0;x\\u{7}M", RATES),
         (&["--pid", "1", "--download-limit", "fast"], "--download-limit: 'fast' is no rate", RATES),
         (&["run", "-u", "fast", "--", "true"], "--upload-limit: 'fast' is no rate", RATES),
-        (&["limit", "name:firefox", "-d", "1M"], "unknown kind 'name'", TARGETS),
+        (&["limit", "host:firefox", "-d", "1M"], "unknown kind 'host'", TARGETS),
         (&["limit", "", "-d", "1M"], "it is empty", TARGETS),
         (&["limit", "0", "-d", "1M"], "begin at 1", TARGETS),
         (&["limit", "-7", "-d", "1M"], "begin at 1", TARGETS),
@@ -90,14 +90,22 @@ fn help_offers_what_is_there_and_nothing_else() {
         assert_eq!((code, stderr.as_str()), (0, ""), "{args:?}");
         help.push_str(&stdout);
     }
-    for present in
-        ["--pid", "run", "limit", "status", "clear", "doctor", "selftest", "--list-backends", "tree:1234"]
-    {
+    for present in [
+        "--pid",
+        "run",
+        "limit",
+        "status",
+        "clear",
+        "explain",
+        "doctor",
+        "selftest",
+        "--list-backends",
+        "tree:1234",
+    ] {
         assert!(help.contains(present), "{present}");
     }
     for absent in [
         "monitor",
-        "explain",
         "completions",
         "man ",
         "--scope",

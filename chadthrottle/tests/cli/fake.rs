@@ -145,7 +145,7 @@ fn answer(request: Request, play: &Play, seen: &Mutex<Seen>) -> Vec<Option<Reply
 }
 
 fn name_of(target: &Target) -> String {
-    let (Target::Pid(pid) | Target::Tree(pid)) = target;
+    let Some(pid) = target.pid() else { return String::new() };
     fs::read_to_string(format!("/proc/{pid}/comm")).map(|name| name.trim_end().to_owned()).unwrap_or_default()
 }
 

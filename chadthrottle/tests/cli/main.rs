@@ -10,6 +10,7 @@ use std::{
 };
 
 mod arguments;
+mod explain;
 mod fake;
 mod limit;
 mod run;

@@ -11,7 +11,7 @@ use chadthrottle::{
     Error, Result,
     backend::{Applied, Backend, Checked, Driver, Priority, Probe, Site},
     kernel::process::Process,
-    model::{Counters, Direction, Limit, LimitId, Target},
+    model::{Counters, Direction, Limit, LimitId},
 };
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 
@@ -48,7 +48,7 @@ impl Fake {
 
 impl Backend for Fake {
     fn apply(&mut self, limit: &Limit) -> Result<Applied> {
-        let (Target::Pid(pid) | Target::Tree(pid)) = limit.targets[0];
+        let pid = limit.targets[0].pid().expect("a process");
         if !self.watched.contains_key(&limit.id) {
             let process = Process::open(pid)?;
             self.wake.add(&process, EpollEvent::new(EpollFlags::EPOLLIN, limit.id.0)).unwrap();

@@ -77,7 +77,30 @@ pub fn mptcp(scene: &Scene, before: bool) -> Result<Finding> {
     let since = now();
     ensure_held(&client, get, since, RATE)?;
     ensure_held(&server, put, since, RATE)?;
+    ensure_multipath(client.pid(), 2)?;
     Ok(Finding::Holds)
+}
+
+/// Fails unless the client's namespace has so many connections that both ends agreed to be multipath TCP: a
+/// connection that fell back is plain TCP, which other trials limit.
+fn ensure_multipath(pid: u32, connections: u64) -> Result<()> {
+    let path = format!("/proc/{pid}/net/netstat");
+    let text =
+        std::fs::read_to_string(&path).map_err(|cause| Error::failed(format!("read {path}: {cause}")))?;
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("MPTcpExt: "));
+    let (Some(names), Some(values)) = (lines.next(), lines.next()) else {
+        return Err(Error::failed(format!("{path} has no counters of multipath TCP")));
+    };
+    let counter = |wanted: &str| {
+        let mut pairs = names.split(' ').zip(values.split(' '));
+        pairs.find(|(name, _)| *name == wanted).and_then(|(_, value)| value.parse::<u64>().ok())
+    };
+    let (agreed, fell_back) = (counter("MPCapableSYNACKRX"), counter("MPCapableFallbackSYNACK"));
+    ensure!(
+        agreed.is_some_and(|agreed| agreed >= connections) && fell_back == Some(0),
+        "multipath TCP: {agreed:?} connections agreed to it, {fell_back:?} fell back"
+    );
+    Ok(())
 }
 
 pub fn own_connection_of_a_child(scene: &Scene) -> Result<()> {
@@ -178,7 +201,7 @@ pub fn tree(scene: &Scene) -> Result<()> {
     await_full_speed(&server, run, now(), 2.0)?;
     let limit = scene.limit(&format!("pid:{} -u {RATE}", client.pid()))?;
     sleep_until(limit.since + 0.5)?;
-    await_full_speed(&server, run, limit.since + 0.5, 0.5)?;
+    await_full_speed(&server, run, limit.since + 0.5, 2.0)?;
     limit.end()?;
     let limit = scene.limit(&format!("tree:{} -u {RATE}", client.pid()))?;
     ensure_held(&server, run, limit.since, RATE)
@@ -194,12 +217,15 @@ pub fn connecting_in_debt(scene: &Scene) -> Result<()> {
     ])?;
     let limit = scene.limit(&format!("pid:{} {}", client.pid(), both_ways(1e6)))?;
     sleep_until(limit.since + 1.0)?;
-    let mut slowest: f64 = 0.0;
+    let mut times = Vec::new();
     for _ in 0..20 {
         let answer = client.tell(&format!("time-connect {address}"))?;
-        slowest = slowest.max(answer["ms"][0].as_f64().unwrap_or(f64::INFINITY));
+        times.push(answer["ms"][0].as_f64().unwrap_or(f64::INFINITY));
         sleep_until(now() + 0.1)?;
     }
-    ensure!(slowest < 50.0, "one of 20 connections took {slowest:.1} ms");
+    times.sort_by(f64::total_cmp);
+    // A machine that is busy with something else may make two of them wait for a processor; none waits for the debt,
+    // which would be the second after which a SYN is sent again.
+    ensure!(times[17] < 50.0 && times[19] < 500.0, "20 connections took {times:.1?} ms");
     Ok(())
 }

@@ -6,8 +6,10 @@ use crate::support::*;
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        plain("independence::a_neighbour_keeps_its_rate", neighbour),
+        plain("independence::a_neighbour_keeps_its_upload", |scene| neighbour(scene, Direction::Upload)),
+        plain("independence::a_neighbour_keeps_its_download", |scene| neighbour(scene, Direction::Download)),
         plain("independence::two_limits_of_two_callers", two_callers),
+        plain("independence::several_targets_share_one_rate", several_targets),
         plain("independence::nested_limits_both_hold", nested),
         plain("independence::a_changed_limit_has_no_gap", changed),
         plain("independence::a_removed_limit_gives_full_speed_back", removed),
@@ -15,19 +17,27 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// A process in the same cgroup.
-pub fn neighbour(scene: &Scene) -> Result<()> {
+pub fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (limited, free) = (scene.run(), scene.run());
-    let transfer = |run| [format!("connect tcp {address} put cc=cubic run={run}")];
+    let way = match direction {
+        Direction::Upload => "put",
+        Direction::Download => "get",
+    };
+    let transfer = |run| [format!("connect tcp {address} {way} cc=cubic run={run}")];
     let client = scene.client(&transfer(limited))?;
-    let _neighbour = scene.client(&transfer(free))?;
+    let neighbour = scene.client(&transfer(free))?;
+    let receiver = |client| match direction {
+        Direction::Upload => &server,
+        Direction::Download => client,
+    };
     let start = now() + 0.3;
-    let before = received(&server, free, start, start + 2.0)?;
-    let limit = scene.limit(&format!("pid:{} -u 1M", client.pid()))?;
+    let before = received(receiver(&neighbour), free, start, start + 2.0)?;
+    let limit = scene.limit(&format!("pid:{} --{direction}-limit 1M", client.pid()))?;
     let since = limit.since + 0.5;
-    let after = received(&server, free, since, since + 2.0)?;
-    ensure_held(&server, limited, limit.since, 1e6)?;
+    let after = received(receiver(&neighbour), free, since, since + 2.0)?;
+    ensure_held(receiver(&client), limited, limit.since, 1e6)?;
     ensure!(after >= 0.9 * before, "the neighbour had {before:.0} bytes/s and has {after:.0}");
     Ok(())
 }
@@ -83,17 +93,33 @@ pub fn changed(scene: &Scene) -> Result<()> {
 
 /// In both directions.
 pub fn removed(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let limit = scene.limit(&pair.limit(1e6))?;
+    pair.ensure_held(limit.since, 1e6)?;
+    let ended = limit.end()?;
+    pair.ensure_free(ended, 1.0)
+}
+
+/// One rate for two processes, also when one of them has ended.
+fn several_targets(scene: &Scene) -> Result<()> {
+    const RATE: f64 = 2e6;
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
-    let (get, put) = (scene.run(), scene.run());
-    let client = scene.client(&[
-        format!("connect tcp {address} get cc=cubic run={get}"),
-        format!("connect tcp {address} put cc=cubic run={put}"),
-    ])?;
-    let limit = scene.limit(&format!("pid:{} -u 1M -d 1M", client.pid()))?;
-    ensure_held(&client, get, limit.since, 1e6)?;
-    ensure_held(&server, put, limit.since, 1e6)?;
+    let (one, other) = (scene.run(), scene.run());
+    let transfer = |run| [format!("connect tcp {address} put cc=cubic run={run}")];
+    let mut first = scene.client(&transfer(one))?;
+    let second = scene.client(&transfer(other))?;
+    let limit = scene.limit(&format!("pid:{} tree:{} -u {RATE}", first.pid(), second.pid()))?;
+    let report = scene.status()?.limits;
+    ensure!(report.len() == 1 && report[0].processes == 2, "{report:?}");
+    let (from, to) = (limit.since + 1.0, limit.since + 5.0);
+    let rates = [received(&server, one, from, to)?, received(&server, other, from, to)?];
+    let both = (rates[0] + rates[1]) / RATE;
+    ensure!((0.7..1.2).contains(&both), "together they get {both:.3} of the limit: {rates:.0?} bytes/s");
+    ensure!(rates.iter().all(|rate| *rate > 0.05 * RATE), "one of them gets nothing: {rates:.0?} bytes/s");
+    first.process().signal(nix::sys::signal::Signal::SIGKILL);
+    first.process().wait()?;
+    ensure_held(&server, other, now(), RATE)?;
     let ended = limit.end()?;
-    await_full_speed(&client, get, ended, 1.0)?;
-    await_full_speed(&server, put, ended, 1.0).map(drop)
+    await_full_speed(&server, other, ended, 1.0).map(drop)
 }

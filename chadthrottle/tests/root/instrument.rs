@@ -23,7 +23,8 @@ fn tcp_both_ways(scene: &Scene) -> Result<()> {
             format!("connect tcp {address} get flows=2 cc=cubic run={get}"),
             format!("connect tcp {address} put flows=2 cc=cubic run={put}"),
         ])?;
-        let end = now() + 0.5;
+        // A machine that does nothing else needs a hundredth of a second for that.
+        let end = now() + 2.0;
         let received = client.meter_at(end)?.totals(get);
         let sent = server.meter_at(end)?.totals(put);
         ensure!(received.rx > 10_000_000 && received.flows == 2, "get: {received:?}");
@@ -45,9 +46,11 @@ fn udp_at_its_rate(scene: &Scene) -> Result<()> {
             format!("udp {address} put rate=3000000 run={put}"),
         ])?;
         let start = now() + 0.3;
-        let down = client.meter_at(start + 1.0)?.rate(get, start, start + 1.0, |totals| totals.rx) / 3e6;
-        let up = server.meter_at(start + 1.0)?.rate(put, start, start + 1.0, |totals| totals.rx) / 3e6;
-        ensure!((0.97..1.03).contains(&down) && (0.97..1.03).contains(&up), "down {down:.3}, up {up:.3}");
+        let end = start + 2.0;
+        let down = client.meter_at(end)?.rate(get, start, end, |totals| totals.rx) / 3e6;
+        let up = server.meter_at(end)?.rate(put, start, end, |totals| totals.rx) / 3e6;
+        // A sender that gets no processor for 50 ms does not make up for more than these.
+        ensure!((0.85..1.03).contains(&down) && (0.85..1.03).contains(&up), "down {down:.3}, up {up:.3}");
     }
     Ok(())
 }
@@ -57,7 +60,7 @@ fn mptcp(scene: &Scene) -> Result<()> {
     let server = scene.peer(&[format!("listen mptcp {address}")])?;
     let run = scene.run();
     let _client = scene.client(&[format!("connect mptcp {address} put run={run}")])?;
-    let totals = server.meter_at(now() + 0.3)?.totals(run);
+    let totals = server.meter_at(now() + 1.0)?.totals(run);
     ensure!(totals.rx > 1_000_000, "{totals:?}");
     Ok(())
 }
@@ -72,7 +75,7 @@ fn children_and_exec(scene: &Scene) -> Result<()> {
     client.tell("fork take")?;
     client.await_event("forked")?;
     let moves = |run, from: f64| -> Result<bool> {
-        Ok(server.meter_at(from + 0.2)?.rate(run, from, from + 0.2, |totals| totals.rx) > 1e6)
+        Ok(server.meter_at(from + 0.5)?.rate(run, from, from + 0.5, |totals| totals.rx) > 1e6)
     };
     ensure!(moves(own, now())?, "a child's own connection");
     ensure!(moves(taken, now())?, "a connection that a child took over");
@@ -84,9 +87,14 @@ fn children_and_exec(scene: &Scene) -> Result<()> {
     ensure!(moves(executed, now())?, "a connection kept over exec");
 
     client.tell(&format!("burst {address} count=20 every=10 bytes=10000 run={short}"))?;
-    let totals = server.meter_at(now() + 0.5)?.totals(short);
-    ensure!(totals.rx == 200_000 && totals.flows == 0, "short-lived children: {totals:?}");
-    Ok(())
+    let deadline = now() + 5.0;
+    loop {
+        let totals = server.meter_at(now() + 0.2)?.totals(short);
+        if totals.rx == 200_000 && totals.flows == 0 {
+            return Ok(());
+        }
+        ensure!(now() < deadline && totals.rx <= 200_000, "short-lived children: {totals:?}");
+    }
 }
 
 fn prefork(scene: &Scene) -> Result<()> {
@@ -95,8 +103,12 @@ fn prefork(scene: &Scene) -> Result<()> {
     server.tell("prefork 4")?;
     let run = scene.run();
     let _peer = scene.peer(&[format!("connect tcp {address} get flows=4 run={run}")])?;
-    let meter = server.meter_at(now() + 0.5)?;
-    let workers = meter.processes(run);
-    ensure!(workers.len() == 4 && !workers.contains(&server.pid()), "{workers:?} serve");
-    Ok(())
+    let deadline = now() + 5.0;
+    loop {
+        let workers = server.meter_at(now() + 0.2)?.processes(run);
+        if workers.len() == 4 && !workers.contains(&server.pid()) {
+            return Ok(());
+        }
+        ensure!(now() < deadline, "{workers:?} serve");
+    }
 }

@@ -7,6 +7,7 @@ mod accuracy;
 mod actor;
 mod backends;
 mod cleanup;
+mod command;
 mod coverage;
 mod independence;
 mod instrument;
@@ -32,6 +33,7 @@ fn main() -> std::process::ExitCode {
         coverage::trials(),
         sharing::trials(),
         independence::trials(),
+        command::trials(),
         cleanup::trials(),
         live::trials(),
         places::trials(),

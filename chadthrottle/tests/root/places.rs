@@ -129,49 +129,28 @@ fn with_cgroup2(command: Command, at: &At) -> Result<Command> {
     })
 }
 
-/// A process that transfers in both directions, and its peer.
-struct Pair {
-    server: Traffic,
-    client: Traffic,
-    get: u64,
-    put: u64,
+/// Words that limit a pair.
+fn limit(pair: &Pair) -> String {
+    format!("limit {}", pair.limit(RATE))
 }
 
-impl Pair {
-    fn new(scene: &Scene) -> Result<Self> {
-        let server = scene.server()?;
-        let address = scene.tcp(Version::V4);
-        let (get, put) = (scene.run(), scene.run());
-        let client = scene.client(&[
-            format!("connect tcp {address} get run={get}"),
-            format!("connect tcp {address} put run={put}"),
-        ])?;
-        Ok(Self { server, client, get, put })
-    }
+/// Starts the command, which is to limit this pair, and ends it when that was seen to hold.
+fn ensure_limits(pair: &Pair, command: Command) -> Result<()> {
+    let limit = limited_by(pair, command)?;
+    limit.end().map(drop)
+}
 
-    fn limit(&self) -> String {
-        format!("limit pid:{} -u {RATE} -d {RATE}", self.client.pid())
-    }
-
-    /// Starts the command, which is to limit this pair, and ends it when that was seen to hold.
-    fn ensure_limits(&self, command: Command) -> Result<()> {
-        let limit = self.limited_by(command)?;
-        limit.end().map(drop)
-    }
-
-    fn limited_by(&self, command: Command) -> Result<Limit> {
-        let call = Call::spawn(command, Place::default())?;
-        let (since, _) = call.await_message("limited")?;
-        ensure_held(&self.client, self.get, since, RATE)?;
-        ensure_held(&self.server, self.put, since, RATE)?;
-        Ok(Limit { call, since })
-    }
+fn limited_by(pair: &Pair, command: Command) -> Result<Limit> {
+    let call = Call::spawn(command, Place::default())?;
+    let (since, _) = call.await_message("limited")?;
+    pair.ensure_held(since, RATE)?;
+    Ok(Limit { call, since })
 }
 
 fn mounted(scene: &Scene, at: &At) -> Result<()> {
     let pair = Pair::new(scene)?;
-    let command = with_cgroup2(with_the_scene_as_root(scene, bare(scene, &pair.limit()))?, at)?;
-    pair.ensure_limits(command)
+    let command = with_cgroup2(with_the_scene_as_root(scene, bare(scene, &limit(&pair)))?, at)?;
+    ensure_limits(&pair, command)
 }
 
 /// What the user is told to do is what helps.
@@ -184,27 +163,25 @@ fn no_cgroup2(scene: &Scene, missing: Missing) -> Result<()> {
             Missing::PlaceForIt => before(command, || mount_new("tmpfs", Path::new(USUAL))),
         })
     };
-    let (status, output) = Call::spawn(place(bare(scene, &pair.limit()))?, Place::default())?.finish()?;
+    let (status, output) = Call::spawn(place(bare(scene, &limit(&pair)))?, Place::default())?.finish()?;
     let message = output.messages();
     ensure!(status.code() == Some(5), "without a cgroup2: {status}: {message}");
     let mend = message.split('\'').nth(1).filter(|_| message.contains("no cgroup2 is mounted"));
     let mend = mend.ok_or_else(|| Error::failed(format!("it does not say what to do: {message}")))?;
     // The owner that said so lives in the mount namespace without.
-    while !scene.helpers()?.is_empty() {
-        sleep_until(now() + 0.02)?;
-    }
-    let command = bare(scene, &pair.limit());
+    scene.await_no_helpers(5.0)?;
+    let command = bare(scene, &limit(&pair));
     let mut shell = Command::new("sh");
     shell.arg("-c").arg(format!("{mend} && exec \"$0\" \"$@\"")).arg(command.get_program());
     shell.args(command.get_args());
-    pair.ensure_limits(place(shell)?)
+    ensure_limits(&pair, place(shell)?)
 }
 
 /// They need nothing but the owner's socket.
 fn clients_elsewhere(scene: &Scene) -> Result<()> {
     let first = Pair::new(scene)?;
-    let owner = with_cgroup2(with_the_scene_as_root(scene, bare(scene, &first.limit()))?, &At::Usual)?;
-    let limit = first.limited_by(owner)?;
+    let owner = with_cgroup2(with_the_scene_as_root(scene, bare(scene, &limit(&first)))?, &At::Usual)?;
+    let limit = limited_by(&first, owner)?;
     let run = scene.run();
     let second = scene.client(&[format!("connect tcp {} put run={run}", scene.tcp(Version::V4))])?;
     for own_sysfs in [false, true] {

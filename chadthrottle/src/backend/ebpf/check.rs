@@ -166,7 +166,7 @@ impl Holder {
     }
 
     pub fn check(&mut self, id: LimitId, direction: Direction) -> Result<Checked> {
-        let &Held { key, lapsed, .. } = self.held.get(&id).ok_or_else(|| unknown(id))?;
+        let &Held { key, lapsed, lost: lost_before, .. } = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let look = self.look()?;
         let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
         let first = look.members.get(&key).and_then(|pids| pids.first()).copied();
@@ -175,7 +175,7 @@ impl Holder {
         let at = look.at;
         let mut escapes =
             self.held.get_mut(&id).map(|held| std::mem::take(&mut held.found)).unwrap_or_default();
-        escapes.extend(self.lost()?);
+        escapes.extend(untracked(lost_before, self.lost()?));
         if lapsed {
             escapes.push(Escape {
                 kind: EscapeKind::LeaseExpired,
@@ -218,20 +218,12 @@ impl Holder {
         Ok(stats.into_iter().map(|(key, pair)| (key, pair.map(|stats| stats.bytes_passed))).collect())
     }
 
-    /// Children or sockets that the programs had no room for.
-    fn lost(&mut self) -> Result<Option<Escape>> {
-        let lost = self
-            .loaded
+    /// How many children and sockets the programs had no room for, since they were loaded.
+    pub fn lost(&mut self) -> Result<Lost> {
+        self.loaded
             .array::<Lost>("LOST")?
             .get(&0, 0)
-            .map_err(|cause| Error::caused(Kind::Failed, "read the eBPF map LOST", &cause))?;
-        Ok((lost != Lost::default()).then(|| Escape {
-            kind: EscapeKind::UntrackedProcess,
-            message: format!(
-                "{} children and {} new sockets of limited processes could not be followed: too many at once",
-                lost.processes, lost.sockets
-            ),
-        }))
+            .map_err(|cause| Error::caused(Kind::Failed, "read the eBPF map LOST", &cause))
     }
 
     /// Others' programs that stay at the same hook of the process's cgroup; not looked for at every tick.
@@ -269,6 +261,18 @@ impl Holder {
         ids.retain(|id| !ours.contains(id));
         Some((path, ids))
     }
+}
+
+/// What was lost since a limit was set: any of it may have been the limit's.
+fn untracked(before: Lost, now: Lost) -> Option<Escape> {
+    let processes = now.processes.saturating_sub(before.processes);
+    let sockets = now.sockets.saturating_sub(before.sockets);
+    (processes + sockets > 0).then(|| Escape {
+        kind: EscapeKind::UntrackedProcess,
+        message: format!(
+            "{processes} children and {sockets} new sockets of limited processes could not be followed: too many at once"
+        ),
+    })
 }
 
 fn untagged(records: &HashMap<u64, SocketRecord>) -> Option<Escape> {
@@ -333,6 +337,14 @@ mod tests {
         assert!(!slow.bypassed(900_000, 0, 100_000));
         assert!(!slow.bypassed(900_000, 0, 100_000));
         assert!(slow.bypassed(900_000, 0, 100_000), "nine times a low limit is seen too");
+    }
+
+    #[test]
+    fn what_was_lost_before_a_limit_is_not_its_escape() {
+        let lost = |processes, sockets| Lost { processes, sockets };
+        assert!(untracked(lost(3, 4), lost(3, 4)).is_none());
+        let escape = untracked(lost(3, 4), lost(5, 4)).unwrap();
+        assert!(escape.message.starts_with("2 children and 0 new sockets"), "{}", escape.message);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
 
 use chadthrottle_common::{
     abi::{
-        BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, NARROW, RECORD_SHARED, SocketRecord, State,
+        BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, Lost, NARROW, RECORD_SHARED, SocketRecord, State,
         ThrottleStats, TokenBucket,
     },
     pacing,
@@ -71,6 +71,8 @@ pub(super) struct Held {
     pub foreign: PerDirection<super::check::Foreign>,
     /// The lease ran out before it was renewed, at least once.
     pub lapsed: bool,
+    /// What the programs had lost before.
+    pub lost: Lost,
 }
 
 /// The programs, and every limit they hold.
@@ -147,6 +149,7 @@ impl Holder {
                 found: Vec::new(),
                 foreign: PerDirection::default(),
                 lapsed: false,
+                lost: self.lost()?,
             };
             self.make_elements(held.key)?;
             self.held.insert(limit.id, held);
@@ -222,9 +225,7 @@ impl Holder {
         let read = |cause| Error::caused(Kind::Failed, format!("use the eBPF map {CONFIGS}"), &cause);
         let mut pair = configs.get(&key, 0).map_err(read)?;
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
-        let pid = held.targets.first().map_or(0, |target| match *target {
-            Target::Pid(pid) | Target::Tree(pid) => pid,
-        });
+        let pid = held.targets.first().and_then(Target::pid).unwrap_or(0);
         pair[direction.index()] =
             CgroupThrottleConfig { cgroup_id: key, rate_bps: rate, burst_size: capacity, pid, flags: 0 };
         configs.insert(key, pair, 0).map_err(read)?;

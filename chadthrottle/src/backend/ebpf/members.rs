@@ -40,13 +40,13 @@ pub fn enter(
 ) -> Result<HashSet<u32>> {
     let mut entered = HashSet::new();
     let done = targets.iter().try_for_each(|target| {
-        let (Target::Pid(pid) | Target::Tree(pid)) = *target;
+        let Some(pid) = target.pid() else { return Ok(()) };
         within.require(pid)?;
         entered.insert(pid);
         enter_one(loaded, pid, key, live)?;
         match target {
-            Target::Pid(_) => Ok(()),
             Target::Tree(_) => enter_descendants(loaded, pid, key, live, within, &mut entered),
+            _ => Ok(()),
         }
     });
     match done {

@@ -160,6 +160,7 @@ fn targeted(targets: &[Target]) -> Vec<u32> {
                 pids.push(pid);
                 pids.extend(process::descendants(Path::new("/proc"), pid).unwrap_or_default());
             }
+            _ => {}
         }
     }
     pids

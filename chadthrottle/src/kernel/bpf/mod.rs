@@ -17,6 +17,7 @@ use chadthrottle_common::abi::{BucketChange, Event, SocketRecord};
 use super::{btf::Btf, caps};
 use crate::error::{Context, Error, Kind, Result};
 
+pub mod keeper;
 pub mod sys;
 pub use sys::CgroupHook;
 

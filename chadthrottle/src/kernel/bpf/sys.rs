@@ -90,7 +90,7 @@ struct LinkInfo {
     pad2: u32,
 }
 
-fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
+pub(super) fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> {
     // SAFETY: T is the repr(C) form of the command's arm of union bpf_attr, at its full size; what its
     // pointers point to outlives the call, being borrowed by the caller.
     let result =
@@ -98,7 +98,7 @@ fn bpf<T>(command: libc::c_int, attributes: &mut T) -> io::Result<libc::c_long> 
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-fn bpf_fd<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
+pub(super) fn bpf_fd<T>(command: libc::c_int, attributes: &mut T) -> io::Result<OwnedFd> {
     let fd = bpf(command, attributes)?;
     // SAFETY: a new descriptor (close-on-exec, as all of bpf()'s) that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })

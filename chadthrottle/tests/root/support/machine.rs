@@ -1,5 +1,6 @@
-//! What of ours could be left on the machine: eBPF programs, links, maps and pins, cgroups, network devices,
-//! qdiscs, processes. Looked at before and after each trial.
+//! What of ours could be left on the machine: eBPF programs, links, maps and pins, cgroups, processes, and in every
+//! network namespace devices, qdiscs, filters and nftables tables. Looked at before and after each trial, and at
+//! every step that a trial lets fail.
 
 use std::{
     collections::BTreeSet,
@@ -11,28 +12,46 @@ use std::{
 
 use chadthrottle::{
     Error, Kind, Result,
-    kernel::{cgroup, netlink::Route},
+    kernel::{cgroup, netns::Namespace},
 };
 
-use super::{ensure, program};
+use super::{ensure, network, program};
 
 /// The kernel frees eBPF objects and cgroups a little after their last user is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// eBPF objects with names like these are the system manager's, which loads some whenever a service starts.
+const SYSTEMD: &str = "sd_";
+
 /// Names of everything that may not grow.
 #[derive(Debug)]
-pub struct Machine(BTreeSet<String>);
+pub struct Machine<'a> {
+    found: BTreeSet<String>,
+    namespaces: Vec<(&'static str, &'a Namespace)>,
+}
 
-impl Machine {
-    /// As it is now, without what other programs at work use.
-    pub fn look() -> Result<Self> {
+impl<'a> Machine<'a> {
+    /// As it is now, without what other programs at work use; with what is in these network namespaces, under
+    /// their names.
+    pub fn look(namespaces: &[(&'static str, &'a Namespace)]) -> Result<Self> {
+        let mut found = Self::look_here()?;
+        network::list("", &mut found)?;
+        for (name, namespace) in namespaces {
+            namespace.run(|| network::list(&format!("{name}: "), &mut found))?;
+        }
+        Ok(Self { found, namespaces: namespaces.to_vec() })
+    }
+
+    fn look_here() -> Result<BTreeSet<String>> {
         // Read before the objects are listed: what is made in between counts as ours, and is looked at again.
         let others = Objects::of_other_programs()?;
         let mut found = BTreeSet::new();
         for program in aya::programs::loaded_programs().flatten() {
             if !others.programs.contains(&program.id()) {
                 let name = program.name_as_str().unwrap_or("?");
-                found.insert(format!("eBPF program {} {name}", program.id()));
+                if !name.starts_with(SYSTEMD) {
+                    found.insert(format!("eBPF program {} {name}", program.id()));
+                }
             }
         }
         for link in aya::programs::loaded_links().flatten() {
@@ -45,27 +64,33 @@ impl Machine {
                 found.insert(format!("eBPF map {} {}", map.id(), map.name_as_str().unwrap_or("?")));
             }
         }
-        for device in Route::open()?.links()? {
-            found.insert(format!("network device {} {}", device.index, device.name));
-        }
         names_below(Path::new("/sys/fs/bpf"), &|name| name.starts_with("chad"), &mut found)?;
         names_below(&cgroup::mount()?, &|name| name.starts_with("chadt-") && !is_anothers(name), &mut found)?;
         found.extend(processes()?);
-        Ok(Self(found))
+        Ok(found)
     }
 
-    /// Fails when there is more than before.
+    /// Fails when something stays that was not there before. What others make meanwhile, and what cannot be told
+    /// from ours while they are at it, is not there at every look.
     pub fn ensure_restored(&self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        loop {
-            let now = Self::look()?;
-            let left: Vec<_> = now.0.difference(&self.0).map(String::as_str).collect();
-            if left.is_empty() {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "left behind: {}", left.join(", "));
+        let mut left = self.new_since()?;
+        while !left.is_empty() {
+            ensure!(
+                Instant::now() < deadline,
+                "left behind: {}",
+                left.into_iter().collect::<Vec<_>>().join(", ")
+            );
             thread::sleep(Duration::from_millis(50));
+            let now = self.new_since()?;
+            left.retain(|one| now.contains(one));
         }
+        Ok(())
+    }
+
+    fn new_since(&self) -> Result<BTreeSet<String>> {
+        let now = Self::look(&self.namespaces)?;
+        Ok(now.found.difference(&self.found).cloned().collect())
     }
 }
 

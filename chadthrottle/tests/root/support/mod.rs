@@ -1,6 +1,8 @@
 //! What the trials share: a place to measure in, and the command line under test.
 
 mod machine;
+mod network;
+mod pair;
 mod scene;
 
 pub use chadthrottle::{
@@ -13,12 +15,13 @@ pub use chadthrottle::{
         traffic::{Totals, now},
     },
 };
+pub use machine::Machine;
+pub use pair::Pair;
 pub use scene::{FULL_SPEED, Limit, Scene, await_full_speed, ensure_held, received};
 
 use std::path::PathBuf;
 
 use libtest_mimic::{Completion, Failed, Trial};
-use machine::Machine;
 
 /// Fails the trial, with a message, unless the condition holds.
 macro_rules! ensure {
@@ -69,32 +72,25 @@ pub fn plain(name: &str, run: impl Fn(&Scene) -> Result<()> + Send + 'static) ->
     trial(name, move |scene| run(scene).map(|()| Finding::Holds))
 }
 
-/// Themes whose trials measure rates on the way.
-const MEASURING: &[&str] = &[
-    "instrument",
-    "accuracy",
-    "coverage",
-    "sharing",
-    "independence",
-    "many",
-    "live",
-    "places",
-    "rights",
-    "backends",
-];
-
-/// What is measured on a busy machine may be the machine: such a trial is taken once more when it fails, in a new
-/// scene, and that is said. What either of the two leaves behind fails.
+/// All trials measure rates or times, and what is measured on a busy machine may be the machine: one that fails is
+/// taken once more, in a new scene, and that is said. What either of the two leaves behind fails.
 fn in_scene(name: &str, run: impl Fn(&Scene) -> Result<Finding>) -> Result<Finding> {
-    let before = Machine::look()?;
-    let mut finding = run(&Scene::new()?);
-    if let Err(error) = &finding
-        && MEASURING.iter().any(|theme| name.starts_with(theme))
-    {
+    let before = Machine::look(&[])?;
+    let mut finding = in_new_scene(&run);
+    if let Err(error) = &finding {
         eprintln!("{name} failed once, and is tried again: {error}");
-        finding = run(&Scene::new()?);
+        before.ensure_restored()?;
+        finding = in_new_scene(&run);
     }
     let finding = finding?;
+    before.ensure_restored()?;
+    Ok(finding)
+}
+
+fn in_new_scene(run: &impl Fn(&Scene) -> Result<Finding>) -> Result<Finding> {
+    let scene = Scene::new()?;
+    let before = scene.machine()?;
+    let finding = run(&scene)?;
     before.ensure_restored()?;
     Ok(finding)
 }

@@ -2,6 +2,7 @@
 
 use std::{
     cell::Cell,
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, ExitStatus},
@@ -15,7 +16,7 @@ use chadthrottle::{
     selftest::{
         cgroup::Cgroup,
         lab::{Lab, Version},
-        process::{Call, Output, Place, Traffic},
+        process::{Call, Output, Place, Traffic, sleep_until},
         traffic::now,
     },
 };
@@ -25,11 +26,18 @@ use nix::{
 };
 use tempfile::TempDir;
 
-use super::{ensure, machine, program};
+use super::{
+    ensure,
+    machine::{self, Machine},
+    program,
+};
 
 const TCP: u16 = 5000;
 const MPTCP: u16 = 5001;
 const UDP: u16 = 5002;
+
+/// Of cgroups and runtime folders; the id of the tests' process follows in the cgroups' names.
+const PREFIX: &str = "chadt-test-";
 
 static SCENES: AtomicU32 = AtomicU32::new(0);
 
@@ -48,9 +56,10 @@ pub struct Scene {
 impl Scene {
     /// Nothing runs in it yet.
     pub fn new() -> Result<Self> {
+        sweep_killed()?;
         let number = SCENES.fetch_add(1, Ordering::Relaxed);
-        let name = format!("chadt-test-{}-{number}", std::process::id());
-        let runtime = tempfile::Builder::new().prefix("chadt-test-").tempdir();
+        let name = format!("{PREFIX}{}-{number}", std::process::id());
+        let runtime = tempfile::Builder::new().prefix(PREFIX).tempdir();
         Ok(Self {
             runtime: runtime.map_err(|cause| Error::caused(Kind::Failed, "make a folder", &cause))?,
             cgroup: Cgroup::new(&cgroup::mount()?, &name)?,
@@ -59,6 +68,11 @@ impl Scene {
             runs: Cell::new(0),
             backends: Cell::default(),
         })
+    }
+
+    /// The machine as it is now, with the scene's namespaces.
+    pub fn machine(&self) -> Result<Machine<'_>> {
+        Machine::look(&[("the client's namespace", &self.lab.client), ("the server's", &self.lab.server)])
     }
 
     /// From now on limits are set with these backends.
@@ -195,6 +209,36 @@ impl Scene {
         pids.retain(|&pid| pid != ours && machine::command_line(pid).contains(&folder));
         Ok(pids)
     }
+
+    /// Waits until there are no processes of ours any more.
+    pub fn await_no_helpers(&self, within: f64) -> Result<()> {
+        let deadline = now() + within;
+        loop {
+            let left = self.helpers()?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            let lines: Vec<_> = left.iter().map(|pid| machine::command_line(*pid)).collect();
+            ensure!(now() < deadline, "after {within} s there are still: {}", lines.join(", "));
+            sleep_until(now() + 0.02)?;
+        }
+    }
+}
+
+/// Removes the empty cgroups of test runs that were killed.
+fn sweep_killed() -> Result<()> {
+    let mount = cgroup::mount()?;
+    let entries = fs::read_dir(&mount)
+        .map_err(|cause| Error::caused(Kind::Failed, format!("list {}", mount.display()), &cause))?;
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            // One with processes in it stays, for somebody to look at.
+            let _ = fs::remove_dir(entry.path());
+        }
+    }
+    Ok(())
 }
 
 impl Drop for Scene {
@@ -232,17 +276,19 @@ pub fn ensure_held(receiver: &Traffic, run: u64, since: f64, rate: f64) -> Resul
 pub const FULL_SPEED: f64 = 20e6;
 
 /// Fails unless `run` is at full speed at some time between `from` and `within` seconds later; then how long
-/// it took.
+/// it took. What was reported counts, however late somebody looks.
 pub fn await_full_speed(receiver: &Traffic, run: u64, from: f64, within: f64) -> Result<f64> {
     const LOOK: f64 = 0.1;
-    let mut time = now().max(from);
+    let mut time = from;
+    let mut fastest: f64 = 0.0;
     loop {
         let rate = received(receiver, run, time, time + LOOK)?;
         if rate >= FULL_SPEED {
             return Ok(time - from);
         }
+        fastest = fastest.max(rate);
         time += LOOK;
-        ensure!(time <= from + within, "run {run} still moves only {rate:.0} bytes/s after {within} s");
+        ensure!(time <= from + within, "run {run} moves at most {fastest:.0} bytes/s within {within} s");
     }
 }
 
