@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    model::{Counters, Direction, Escape, Limit, LimitId, Rung},
+    model::{Counters, Direction, Escape, Limit, LimitId, Rate, Rung},
 };
 
+pub mod addresses;
+pub mod crowd;
 pub mod ebpf;
+pub mod nftables;
 pub mod select;
 
 /// How good a backend is; auto-selection takes the best that works.
@@ -100,6 +103,11 @@ pub trait Backend {
     /// sockets moved, and the kernel objects with what they should be.
     fn check(&mut self, id: LimitId) -> Result<Checked>;
 
+    /// Bytes that a limit of this rate lets through at once after a pause.
+    fn credit(&self, rate: Rate) -> u64 {
+        rate.bytes_per_second() * 3 / 10 + 65_536
+    }
+
     /// Extends the lease of everything applied; called at least once a second.
     fn renew(&mut self) -> Result<()>;
 
@@ -160,7 +168,7 @@ pub fn settle(estate: BorrowedFd<'_>) -> Result<usize> {
 }
 
 /// All backends, best first.
-pub static DRIVERS: &[Driver] = &[ebpf::DRIVER];
+pub static DRIVERS: &[Driver] = &[ebpf::DRIVER, nftables::DRIVER];
 
 /// The driver of that name which can limit that direction.
 pub fn find(name: &str, direction: Direction) -> Result<&'static Driver, Error> {

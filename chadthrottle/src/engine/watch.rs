@@ -113,7 +113,7 @@ impl Engine {
                     placed.meter.record(Instant::now().max(now), counters.passed_bytes);
                     placed.checked(&checked);
                     seen.extend(checked.escapes);
-                    seen.extend(placed.meter.above(placed.rate()).map(|measured| Escape {
+                    seen.extend(placed.meter.above(placed.rate(), backend.credit(placed.rate())).map(|measured| Escape {
                         kind: EscapeKind::AboveLimit,
                         message: format!(
                             "{direction} ran at {measured} bytes/s over the last three seconds; the limit is {}",

@@ -79,6 +79,12 @@ pub enum Object {
         /// Its name.
         name: String,
     },
+    /// A cgroup that holds processes of somebody else's cgroup, its parent, to which they return. Its name starts with
+    /// [`PREFIX`].
+    Leaf {
+        /// Absolute path in the cgroup file system.
+        path: PathBuf,
+    },
 }
 
 impl std::fmt::Display for Object {
@@ -95,6 +101,7 @@ impl std::fmt::Display for Object {
             Self::Filter { name, device, namespace, .. } => {
                 write!(f, "filter {name} of network device {device} (network namespace {namespace})")
             }
+            Self::Leaf { path } => write!(f, "cgroup {} of limited processes", path.display()),
         }
     }
 }
@@ -104,12 +111,7 @@ impl Object {
     fn undo(&self, folder: &Path, settle: Settle) -> Result<Option<String>> {
         match self {
             Self::Cgroup { path } => {
-                let ours = path
-                    .file_name()
-                    .is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
-                if !ours || !path.is_absolute() {
-                    return Err(Error::failed(format!("remove {self}: its name is none of ours")));
-                }
+                self.require_ours(path)?;
                 // What a map knows is lost with the cgroup.
                 let mut settled = 0;
                 for map in keeper::kept(path)? {
@@ -122,6 +124,11 @@ impl Object {
                     0 => self.to_string(),
                     _ => format!("{self} and the pacing caps on {settled} connections"),
                 }))
+            }
+            Self::Leaf { path } => {
+                self.require_ours(path)?;
+                let there = cgroup::dissolve(path)?;
+                Ok(there.then(|| self.to_string()))
             }
             Self::File { path } => {
                 if path.parent() != Some(folder) {
@@ -153,10 +160,20 @@ impl Object {
                 Err(Error::failed(format!("remove {self}: its name is none of ours")))
             }
             Self::Filter { device, hook, name, .. } => tc.delete_filter(*device, *hook, name),
-            Self::Cgroup { .. } | Self::File { .. } => {
+            Self::Cgroup { .. } | Self::File { .. } | Self::Leaf { .. } => {
                 Err(Error::failed(format!("remove {self}: it is in no network namespace")))
             }
         }
+    }
+
+    /// Fails unless a cgroup's name is one of ours.
+    fn require_ours(&self, path: &Path) -> Result<()> {
+        let ours =
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+        if ours && path.is_absolute() {
+            return Ok(());
+        }
+        Err(Error::failed(format!("remove {self}: its name is none of ours")))
     }
 }
 

@@ -4,7 +4,7 @@
 //! down as id and start time.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::Path,
@@ -283,6 +283,23 @@ pub fn sockets(proc: &Path, pid: u32) -> Vec<u32> {
         })
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
+}
+
+/// Inode numbers of the sockets that a process has open; none when it ended, or may not be looked into.
+pub fn socket_inodes(proc: &Path, pid: u32) -> HashSet<u32> {
+    let entries = fs::read_dir(proc.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        })
+        .collect()
+}
+
+/// Inode number of a process's network namespace; `None` when it ended, or may not be looked into.
+pub fn network_namespace(proc: &Path, pid: u32) -> Option<u64> {
+    let target = fs::read_link(proc.join(format!("{pid}/ns/net"))).ok()?;
+    target.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
 }
 
 /// Whether this process sees the ids that the kernel's own programs see.

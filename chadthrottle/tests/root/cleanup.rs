@@ -33,13 +33,13 @@ pub fn trials() -> Vec<Trial> {
         plain("cleanup::cleared", cleared),
         plain("cleanup::killed_selftest", killed_selftest),
         plain("cleanup::selftest_makes_its_folder", selftest_folder),
-        trial("cleanup::killed_while_setting_up", |scene| faults(scene, "CHADT_FAULT_KILL")),
-        trial("cleanup::panic_while_setting_up", |scene| faults(scene, "CHADT_FAULT_PANIC")),
+        trial("cleanup::killed_while_setting_up", |scene| faults(scene, "CHADT_FAULT_KILL", fault::POINTS)),
+        trial("cleanup::panic_while_setting_up", |scene| faults(scene, "CHADT_FAULT_PANIC", fault::POINTS)),
         trial("cleanup::client_that_dies_or_panics", faults_of_the_client),
     ]
 }
 
-fn client_gets(scene: &Scene, signal: Signal) -> Result<()> {
+pub fn client_gets(scene: &Scene, signal: Signal) -> Result<()> {
     let pair = Pair::new(scene)?;
     let mut limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_limited()?;
@@ -52,7 +52,7 @@ fn client_gets(scene: &Scene, signal: Signal) -> Result<()> {
     Ok(())
 }
 
-fn killed_owner(scene: &Scene) -> Result<()> {
+pub fn killed_owner(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_limited()?;
@@ -127,7 +127,7 @@ fn killed_both(scene: &Scene, clear: bool) -> Result<()> {
     before.ensure_restored()
 }
 
-fn terminated_owner(scene: &Scene) -> Result<()> {
+pub fn terminated_owner(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_limited()?;
@@ -139,7 +139,7 @@ fn terminated_owner(scene: &Scene) -> Result<()> {
 }
 
 /// It lives, but renews nothing: the lease runs out.
-fn stopped_owner(scene: &Scene) -> Result<()> {
+pub fn stopped_owner(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_limited()?;
@@ -155,7 +155,7 @@ fn stopped_owner(scene: &Scene) -> Result<()> {
     limit.end().map(drop)
 }
 
-fn end_of_the_target(scene: &Scene) -> Result<()> {
+pub fn end_of_the_target(scene: &Scene) -> Result<()> {
     let mut pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.client.process().signal(Signal::SIGKILL);
@@ -217,10 +217,10 @@ fn selftest_folder(scene: &Scene) -> Result<()> {
 }
 
 /// The owner dies, or panics, at every step of setting a limit.
-fn faults(scene: &Scene, variable: &str) -> Result<Finding> {
+pub fn faults(scene: &Scene, variable: &str, points: &[&str]) -> Result<Finding> {
     let pair = Pair::new(scene)?;
     let before = scene.machine()?;
-    for point in fault::POINTS {
+    for point in points {
         let mut command = scene.command(&format!("limit {}", pair.limit(RATE)));
         command.env(variable, point);
         let call = Call::spawn(command, Place::default())?;

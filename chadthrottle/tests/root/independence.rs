@@ -18,7 +18,7 @@ pub fn trials() -> Vec<Trial> {
 
 /// A process in the same cgroup. It wants far more than the limit, but not all that the processors can do: that would
 /// tell how many others want them.
-fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
+pub fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
     const WANTED: f64 = 30e6;
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
@@ -45,7 +45,7 @@ fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
     Ok(())
 }
 
-fn two_callers(scene: &Scene) -> Result<()> {
+pub fn two_callers(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (slow, fast) = (scene.run(), scene.run());
@@ -62,7 +62,7 @@ fn two_callers(scene: &Scene) -> Result<()> {
 }
 
 /// The smaller one decides, and the larger one again when it is gone.
-fn nested(scene: &Scene) -> Result<()> {
+pub fn nested(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let run = scene.run();
     let client = scene.client(&[format!("connect tcp {} put run={run}", scene.tcp(Version::V4))])?;
@@ -76,7 +76,7 @@ fn nested(scene: &Scene) -> Result<()> {
 }
 
 /// A detached limit that is set again with another rate.
-fn changed(scene: &Scene) -> Result<()> {
+pub fn changed(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let run = scene.run();
     let client = scene.client(&[format!("connect tcp {} put flows=4 run={run}", scene.tcp(Version::V4))])?;
@@ -95,7 +95,7 @@ fn changed(scene: &Scene) -> Result<()> {
 }
 
 /// In both directions.
-fn removed(scene: &Scene) -> Result<()> {
+pub fn removed(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(1e6))?;
     pair.ensure_held(limit.since, 1e6)?;

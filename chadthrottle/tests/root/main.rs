@@ -5,6 +5,7 @@
 
 mod accuracy;
 mod actor;
+mod backends;
 mod cleanup;
 mod command;
 mod coverage;
@@ -42,6 +43,7 @@ fn main() -> std::process::ExitCode {
         rights::trials(),
         many::trials(),
         targets::trials(),
+        backends::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

@@ -12,7 +12,7 @@ use std::{
 use chadthrottle::{
     Error, Kind, Result,
     kernel::cgroup,
-    model::{Direction, LimitReport, StatusReport},
+    model::{Direction, LimitReport, PerDirection, StatusReport},
     selftest::{
         cgroup::Cgroup,
         lab::{Lab, Version},
@@ -50,6 +50,7 @@ pub struct Scene {
     pub lab: Lab,
     program: PathBuf,
     runs: Cell<u64>,
+    backends: Cell<PerDirection<Option<&'static str>>>,
 }
 
 impl Scene {
@@ -65,12 +66,18 @@ impl Scene {
             lab: Lab::new()?,
             program: program(),
             runs: Cell::new(0),
+            backends: Cell::default(),
         })
     }
 
     /// The machine as it is now, with the scene's namespaces.
     pub fn machine(&self) -> Result<Machine<'_>> {
         Machine::look(&[("the client's namespace", &self.lab.client), ("the server's", &self.lab.server)])
+    }
+
+    /// From now on limits are set with these backends.
+    pub fn use_backends(&self, upload: &'static str, download: &'static str) {
+        self.backends.set(PerDirection { upload: Some(upload), download: Some(download) });
     }
 
     /// The owner's folder.
@@ -135,6 +142,11 @@ impl Scene {
         command.args(words.split(' '));
         command.arg("--runtime-dir").arg(self.runtime_dir());
         command.arg("--cgroup-root").arg(self.cgroup.path());
+        for (direction, name) in self.backends.get().iter() {
+            if let Some(name) = name {
+                command.arg(format!("--{direction}-backend")).arg(name);
+            }
+        }
         command
     }
 
