@@ -312,12 +312,17 @@ pub fn in_initial_pid_namespace() -> Result<bool> {
     Ok(link.to_string_lossy() == INITIAL)
 }
 
+/// Whether /proc knows processes by the ids that this process knows them by.
+pub fn proc_is_ours() -> Result<bool> {
+    let ours = fs::read_link("/proc/self").context("read /proc/self")?;
+    Ok(ours.to_str() == Some(&std::process::id().to_string()))
+}
+
 /// Whether a process, whose id is as we see it, sees the same ids as we do. Takes no right, unlike the
 /// names of its namespaces. With a /proc of another namespace, which knows it by another id, nobody can
 /// tell; then the answer is yes.
 pub fn in_our_pid_namespace(pid: u32) -> Result<bool> {
-    let ours = fs::read_link("/proc/self").context("read /proc/self")?;
-    if ours.to_str() != Some(&std::process::id().to_string()) {
+    if !proc_is_ours()? {
         return Ok(true);
     }
     Ok(namespaces_below(&pid.to_string())? == namespaces_below("self")?)

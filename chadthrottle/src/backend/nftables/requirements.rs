@@ -15,6 +15,7 @@ use crate::{
         netlink::Route,
         netns::Namespace,
         nft::{Bucket, Field, Hook, Nft, Part, SetKind, Step},
+        process,
         sock_diag::{Protocol, SockDiag},
     },
     model::{Direction, LimitId},
@@ -40,6 +41,11 @@ pub(super) fn list(site: &Site) -> Vec<Requirement> {
     let mount = cgroup::attach_point(site.cgroup_root.as_deref());
     let mut all = vec![
         one(&caps::names(&caps::FOR_CROWDS), String::new(), capabilities()),
+        one(
+            "/proc of this PID namespace",
+            String::new(),
+            judge(own_proc(), Some("mount -t proc proc /proc")),
+        ),
         one(
             "cgroup2 mount",
             mount.as_ref().map_or_else(|_| String::new(), |path| path.display().to_string()),
@@ -117,6 +123,14 @@ fn judge(result: Result<()>, mend: Option<&str>) -> Probe {
         Err(error) if error.kind == Kind::NotPermitted => Probe::Unknown { reason: error.to_string() },
         Err(error) => Probe::Unavailable { reason: error.to_string(), mend: mend.map(Into::into) },
     }
+}
+
+/// Processes are looked for there, and moved by the ids they have here.
+fn own_proc() -> Result<()> {
+    if process::proc_is_ours()? {
+        return Ok(());
+    }
+    Err(Error::new(Kind::NoBackend, "/proc shows the ids of another PID namespace"))
 }
 
 fn capabilities() -> Probe {
