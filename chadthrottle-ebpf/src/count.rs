@@ -217,14 +217,14 @@ unsafe fn know(process: &CountKey, leader: *const c_void) {
             return;
         }
         let parent: *const c_void = field(leader, global::TASK_PARENT());
-        let cred: *const c_void = field(leader, global::TASK_CRED());
+        let cred: *const c_void = field(leader, global::TASK_REAL_CRED());
         let groups: *const c_void = field(leader, global::TASK_CGROUPS());
         let group: *const c_void = field(groups, global::CSS_SET_CGROUP());
-        let node: *const c_void = field(group, global::CGROUP_NODE());
+        let node: *const c_void = field(group, global::CGROUP_KN());
         let known = ProcessCount {
             rx_bytes: 0,
             tx_bytes: 0,
-            cgroup: field(node, global::NODE_ID()),
+            cgroup: field(node, global::KN_ID()),
             parent: field(parent, global::TASK_TGID()),
             uid: field(cred, global::CRED_UID()),
             comm,
@@ -441,7 +441,7 @@ pub fn list_counted(ctx: *mut SocketMapContext) -> i32 {
         }
         let tcp: *const c_void = bpf_skc_to_tcp_sock(sk).cast();
         if !tcp.is_null() {
-            record.srtt = field(tcp, global::TCP_SRTT());
+            record.srtt = field(tcp, global::TCP_SRTT_US());
             record.retransmits = field(tcp, global::TCP_RETRANSMITS());
         }
         bpf_seq_write((*(*ctx).meta).seq, (&raw mut record).cast(), size_of::<CountRecord>() as u32);

@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use chadthrottle_common::abi::{
-    CgroupThrottleConfig, CountKey, Flow, Lost, MAX_COUNTED, MAX_LIMITS, MAX_PROCESSES, ProcessCount,
-    ProcessEntry, SocketCount, SocketOwner, SpareCount, State, Tag, ThrottleStats, TokenBucket,
+    ActiveFlows, CgroupThrottleConfig, CountKey, Flow, FlowWindow, Lost, MAX_COUNTED, MAX_LIMITS, MAX_PROCESSES,
+    ProcessCount, ProcessEntry, SocketCount, SocketOwner, SpareCount, State, Tag, ThrottleStats, TokenBucket,
 };
 
 /// BTF definition of a BPF_MAP_TYPE_SK_STORAGE map with flags of one's own.
@@ -102,6 +102,12 @@ pub static SPARE: Array<SpareCount> = Array::with_max_entries(2, 0);
 #[map]
 pub static WIRED: PerCpuArray<u64> = PerCpuArray::with_max_entries(2, 0);
 
+/// BPF_F_NO_PREALLOC: what is remembered of a connection's windows is not its children's.
+#[btf_map]
+pub static WINDOWS: SocketStorage<FlowWindow, 0x1> = SocketStorage::new();
+
+#[map]
+pub static CGROUP_FLOWS: HashMap<u64, ActiveFlows> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]
 pub static CGROUP_CONFIGS: HashMap<u64, [CgroupThrottleConfig; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]
@@ -177,10 +183,22 @@ pub fn live_state() -> Option<(&'static State, u64)> {
     (now < state.lease_deadline_ns).then_some((state, now))
 }
 
+/// How often a process came under other limits by what it became: the programs' own part of the epoch, which
+/// only they write.
+#[map]
+pub static MOVES: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The owner's epoch and the programs' own in one number; a change of either changes it.
+#[inline(always)]
+pub fn now_with_moves(epoch: u64) -> u64 {
+    epoch.wrapping_add(MOVES.get(0).copied().unwrap_or(0))
+}
+
 /// The limits a tag stands for, found out again when the set of limits has changed since.
 /// A socket whose owner is gone keeps what it had.
 #[inline(always)]
 pub fn resolve(tag: &mut Tag, epoch: u64) {
+    let epoch = now_with_moves(epoch);
     if tag.epoch == epoch {
         return;
     }
@@ -192,4 +210,6 @@ pub fn resolve(tag: &mut Tag, epoch: u64) {
         tag.limits = entry.limits;
     }
     tag.epoch = epoch;
+    // The owner may have forgotten.
+    tag.told_device = 0;
 }

@@ -11,10 +11,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    model::{Counters, Direction, Escape, Limit, LimitId},
+    model::{Counters, Direction, Escape, Limit, LimitId, Rate, Rung},
 };
 
+pub mod addresses;
+pub mod crowd;
 pub mod ebpf;
+pub mod nftables;
 pub mod select;
 
 /// How good a backend is; auto-selection takes the best that works.
@@ -76,6 +79,8 @@ pub struct Checked {
     pub sockets: u32,
     /// Ways in which traffic got past the limit since the last check.
     pub escapes: Vec<Escape>,
+    /// See [`crate::model::DirectionReport::rungs`].
+    pub rungs: Vec<Rung>,
 }
 
 /// Holds limits of one direction.
@@ -97,6 +102,11 @@ pub trait Backend {
     /// The live check, called about once a second: compares what passed with what the target's
     /// sockets moved, and the kernel objects with what they should be.
     fn check(&mut self, id: LimitId) -> Result<Checked>;
+
+    /// Bytes that a limit of this rate lets through at once after a pause.
+    fn credit(&self, rate: Rate) -> u64 {
+        rate.bytes_per_second() * 3 / 10 + 65_536
+    }
 
     /// Extends the lease of everything applied; called at least once a second.
     fn renew(&mut self) -> Result<()>;
@@ -163,7 +173,7 @@ pub fn settle(estate: BorrowedFd<'_>) -> Result<usize> {
 }
 
 /// All backends, best first.
-pub static DRIVERS: &[Driver] = &[ebpf::DRIVER];
+pub static DRIVERS: &[Driver] = &[ebpf::DRIVER, nftables::DRIVER];
 
 /// The driver of that name which can limit that direction.
 pub fn find(name: &str, direction: Direction) -> Result<&'static Driver, Error> {

@@ -99,7 +99,12 @@ pub fn nobody(
     let right_is_missing =
         !failures.is_empty() && failures.iter().all(|(_, error)| error.kind == Kind::NotPermitted);
     let kind = if right_is_missing { Kind::NotPermitted } else { Kind::NoBackend };
-    Error::new(kind, format!("no backend can limit {direction}: {}", reasons.join("; ")))
+    Error::new(kind, nobody_can(direction) + &reasons.join("; "))
+}
+
+/// How the message of [`nobody`] begins; the reasons follow.
+pub fn nobody_can(direction: impl std::fmt::Display) -> String {
+    format!("no backend can limit {direction}: ")
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
-//! `clear`: ends limits, whoever set them, and removes what a killed owner left.
+//! `clear`: ends limits, whoever set them, and removes what a killed owner or a killed self-test left.
+
+use std::path::Path;
 
 use super::{
     args::{Clear, Global},
@@ -13,6 +15,7 @@ use crate::{
         client::Client,
         protocol::{Reply, Request},
     },
+    selftest::workplace,
 };
 
 /// The error to tell when one of the targets shares a limit with others that were not named, so that it stays.
@@ -34,6 +37,10 @@ fn still_limited(client: &mut Client, targets: &[Target]) -> Result<Option<Error
     }))
 }
 
+fn removed(what: &str) {
+    output::message(&format!("removed {}", output::escape(what)));
+}
+
 /// `chadthrottle clear`. Nothing to clear is no failure: what was asked for is so.
 pub fn clear(global: &Global, args: &Clear) -> Result<u8> {
     let targets = resolve::targets(&args.targets)?;
@@ -50,8 +57,14 @@ pub fn clear(global: &Global, args: &Clear) -> Result<u8> {
         // A living owner cleans up after itself.
         None => {
             for line in owner::sweep(global.runtime_dir())? {
-                output::message(&format!("removed {}", output::escape(&line)));
+                removed(&line);
             }
+        }
+    }
+    let parents = [Some(Path::new(workplace::PARENT)), global.runtime_dir.as_deref()];
+    for parent in parents.into_iter().flatten() {
+        for line in workplace::sweep(parent)? {
+            removed(&line);
         }
     }
     match (ended, names.is_empty()) {

@@ -51,8 +51,8 @@ impl Meter {
     }
 
     /// The mean of the last three seconds in bytes/s, if that is more than `rate` can explain: a tenth
-    /// over it, and what an idle limit may have saved up.
-    pub fn above(&self, rate: Rate) -> Option<u64> {
+    /// over it, and what an idle limit may have saved up (`credit`, bytes).
+    pub fn above(&self, rate: Rate, credit: u64) -> Option<u64> {
         let (&(from, before), &(to, passed)) = (self.samples.front()?, self.samples.back()?);
         if to.saturating_duration_since(self.since) < GRACE {
             return None;
@@ -60,8 +60,7 @@ impl Meter {
         let elapsed = to.saturating_duration_since(from).as_secs_f64();
         let rate = rate.bytes_per_second() as f64;
         let passed = passed.saturating_sub(before) as f64;
-        let saved_up = rate * 0.3 + 65_536.0;
-        (passed > rate * elapsed * 1.1 + saved_up).then(|| (passed / elapsed).round() as u64)
+        (passed > rate * elapsed * 1.1 + credit as f64).then(|| (passed / elapsed).round() as u64)
     }
 }
 
@@ -101,22 +100,22 @@ mod tests {
     #[test]
     fn judges_the_last_three_seconds() {
         let rate = Rate::new(MB).unwrap();
-        assert_eq!(after(&[MB; 20]).above(rate), None);
-        assert_eq!(after(&[MB * 107 / 100; 20]).above(rate), None);
+        assert_eq!(after(&[MB; 20]).above(rate, 365_536), None);
+        assert_eq!(after(&[MB * 107 / 100; 20]).above(rate, 365_536), None);
         // Idle, then what was saved up and the rate.
-        assert_eq!(after(&[0, 0, 0, MB * 13 / 10, MB]).above(rate), None);
-        assert_eq!(after(&[MB * 13 / 10; 20]).above(rate), Some(MB * 13 / 10));
-        assert_eq!(after(&[0, 0, 0, 0, 9 * MB, 0, 0]).above(rate), Some(3 * MB));
-        assert_eq!(after(&[0, 0, 0, 0, 9 * MB, 0, 0, 0]).above(rate), None, "it was long ago");
+        assert_eq!(after(&[0, 0, 0, MB * 13 / 10, MB]).above(rate, 365_536), None);
+        assert_eq!(after(&[MB * 13 / 10; 20]).above(rate, 365_536), Some(MB * 13 / 10));
+        assert_eq!(after(&[0, 0, 0, 0, 9 * MB, 0, 0]).above(rate, 365_536), Some(3 * MB));
+        assert_eq!(after(&[0, 0, 0, 0, 9 * MB, 0, 0, 0]).above(rate, 365_536), None, "it was long ago");
     }
 
     #[test]
     fn has_patience_at_first() {
         let rate = Rate::new(MB).unwrap();
-        assert_eq!(after(&[50 * MB]).above(rate), None);
-        assert_eq!(after(&[50 * MB, MB]).above(rate), Some(51 * MB / 2));
+        assert_eq!(after(&[50 * MB]).above(rate, 365_536), None);
+        assert_eq!(after(&[50 * MB, MB]).above(rate, 365_536), Some(51 * MB / 2));
         assert_eq!(
-            after(&[2_000; 10]).above(Rate::new(1_000).unwrap()),
+            after(&[2_000; 10]).above(Rate::new(1_000).unwrap(), 65_836),
             None,
             "one buffer is a minute's worth"
         );

@@ -130,7 +130,10 @@ impl Engine {
                     let opened = match self.open(driver, direction) {
                         Ok(opened) => opened,
                         Err(error) if wish.is_some() => {
-                            return Err(named_unavailable(error, driver.name, direction));
+                            return Err(insisted(
+                                error,
+                                &format!("{direction} backend {} is unavailable", driver.name),
+                            ));
                         }
                         Err(error) => {
                             failures.push((driver.name, error));
@@ -147,7 +150,11 @@ impl Engine {
                             }));
                             return Ok((opened, applied));
                         }
-                        Err(error) if wish.is_some() || is_about_the_target(&error) => return Err(error),
+                        Err(error) if is_about_the_target(&error) => return Err(error),
+                        Err(error) if wish.is_some() => {
+                            let message = format!("{direction} backend {} can't hold the limit", driver.name);
+                            return Err(insisted(error, &message));
+                        }
                         Err(error) => failures.push((driver.name, error)),
                     }
                     if no_fallback {
@@ -200,6 +207,7 @@ impl Engine {
                         meter: Meter::new(now, 0),
                         processes: 0,
                         sockets: 0,
+                        rungs: Vec::new(),
                     };
                     placed.saw(&applied);
                     if let Some(old) = slot.replace(placed) {
@@ -238,10 +246,10 @@ fn is_about_the_target(error: &Error) -> bool {
     matches!(error.kind, Kind::NotFound | Kind::Usage)
 }
 
-/// The user insisted on a backend that can't be opened.
-fn named_unavailable(error: Error, name: &str, direction: Direction) -> Error {
+/// The user insisted on a backend that can't do it.
+fn insisted(error: Error, message: &str) -> Error {
     let kind = if error.kind == Kind::NotPermitted { Kind::NotPermitted } else { Kind::NoBackend };
-    Error::caused(kind, format!("{direction} backend {name} is unavailable"), &error)
+    Error::caused(kind, message, &error)
 }
 
 /// Whether what could be done is enough; if not, the error to tell.
@@ -263,8 +271,15 @@ fn judge(
         ));
         return Some(first);
     }
-    for (_, error) in refused {
-        first.causes.push(error.to_string());
+    for (other, error) in refused {
+        // Of a target that can't be limited at all both directions say the same.
+        let reason = error.message.strip_prefix(&select::nobody_can(other));
+        if reason.is_some() && reason == first.message.strip_prefix(&select::nobody_can(direction)) {
+            let both = select::nobody_can(format_args!("{direction} or {other}"));
+            first.message = both + reason.unwrap_or_default();
+        } else {
+            first.causes.push(error.to_string());
+        }
     }
     Some(first)
 }

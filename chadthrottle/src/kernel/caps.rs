@@ -8,6 +8,14 @@ use crate::error::{Error, Kind};
 pub const FOR_EBPF: [Capability; 3] =
     [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
 
+/// What moving processes to cgroups of their own, and finding their sockets in any network namespace, takes.
+pub const FOR_CROWDS: [Capability; 4] = [
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_SYS_ADMIN,
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_DAC_OVERRIDE,
+];
+
 /// Those of `wanted` that this process lacks.
 pub fn missing(wanted: &[Capability]) -> Vec<Capability> {
     let have = caps::read(None, CapSet::Effective).unwrap_or_default();

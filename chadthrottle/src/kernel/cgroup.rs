@@ -1,12 +1,16 @@
 //! cgroup v2: where it is mounted, which cgroup a process is in, ids.
 
 use std::{
-    fs,
+    fs, io,
     os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Component, Path, PathBuf},
 };
 
 use crate::error::{Context, Error, Kind, Result};
+
+/// The file of a cgroup's processes, and of its type.
+const PROCS: &str = "cgroup.procs";
+const TYPE: &str = "cgroup.type";
 
 /// Where cgroup2 is mounted, as this process sees it.
 pub fn mount() -> Result<PathBuf> {
@@ -98,6 +102,21 @@ pub fn path_below(mount: &Path, pid: u32) -> Result<PathBuf> {
     Ok(mount.join(path.trim_start_matches('/')))
 }
 
+/// Moves this process to a cgroup.
+pub fn enter(path: &Path) -> Result<()> {
+    // "0" means whoever writes it.
+    fs::write(path.join("cgroup.procs"), "0").context(format!("move to the cgroup {}", path.display()))
+}
+
+/// Moves this process to the cgroup above when it is in the one at `path`, which could not be removed else.
+pub fn leave(path: &Path) -> Result<()> {
+    let inside = get_cgroup_path(std::process::id()).is_ok_and(|own| own.starts_with(path));
+    match path.parent() {
+        Some(above) if inside => enter(above),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a process is in the cgroup of that id, or in one below it; `mount` shows all of these.
 pub fn is_below(mount: &Path, id: u64, pid: u32) -> Result<bool> {
     let path = path_below(mount, pid)?;
@@ -137,6 +156,79 @@ pub fn attach_point(wanted: Option<&Path>) -> Result<PathBuf> {
         ));
     }
     Ok(path)
+}
+
+/// Depth of a cgroup below the root of the hierarchy that `mount` shows; the root's is 0.
+pub fn depth(mount: &Path, path: &Path) -> u32 {
+    path.strip_prefix(mount).map_or(0, |rest| rest.components().count() as u32)
+}
+
+/// The processes of a cgroup and of those below it. None when it is gone.
+pub fn processes(path: &Path) -> Vec<u32> {
+    let text = fs::read_to_string(path.join(PROCS)).unwrap_or_default();
+    let mut pids: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(processes(&entry.path()));
+        }
+    }
+    pids
+}
+
+/// Makes a cgroup for processes of its parent. One that is there already is fine.
+pub fn make_leaf(path: &Path) -> Result<()> {
+    let doing = || format!("make the cgroup {}", path.display());
+    match fs::create_dir(path) {
+        Err(cause) if cause.kind() != io::ErrorKind::AlreadyExists => return Err(cause).context(doing()),
+        _ => {}
+    }
+    // Below a threaded cgroup a new one takes nobody before it is threaded itself.
+    if fs::read_to_string(path.join(TYPE)).is_ok_and(|kind| kind.trim() == "domain invalid") {
+        fs::write(path.join(TYPE), "threaded").context(doing())?;
+    }
+    Ok(())
+}
+
+/// Moves a process, with all its threads. Its open sockets stay where they were made.
+///
+/// # Errors
+/// [`Kind::NotFound`] when it has ended.
+pub fn move_process(pid: u32, path: &Path) -> Result<()> {
+    fs::write(path.join(PROCS), pid.to_string()).context(format!("move process {pid} to {}", path.display()))
+}
+
+/// Moves the processes of a leaf to its parent and removes it. True when it was still there.
+///
+/// # Errors
+/// When somebody made cgroups below it; their processes stay there.
+pub fn dissolve(path: &Path) -> Result<bool> {
+    /// Who forks while it is moved has left a child behind.
+    const ROUNDS: u32 = 50;
+    let Some(parent) = path.parent() else { return Ok(false) };
+    let doing = || format!("remove the cgroup {}", path.display());
+    let mut left = String::new();
+    for round in 0..ROUNDS {
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(true),
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(cause) if cause.raw_os_error() != Some(libc::EBUSY) => return Err(cause).context(doing()),
+            Err(_) => {}
+        }
+        left = fs::read_to_string(path.join(PROCS)).unwrap_or_default();
+        for pid in left.lines().filter_map(|line| line.parse().ok()) {
+            match move_process(pid, parent) {
+                Err(error) if error.kind != Kind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        if left.is_empty() && round > 2 {
+            // Those that are just ending, or the cgroups of others.
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+    }
+    let why =
+        if left.is_empty() { "there are cgroups below it" } else { "its processes can't be moved away" };
+    Err(Error::failed(format!("{}: {why}", doing())))
 }
 
 #[cfg(test)]

@@ -3,24 +3,34 @@
 /// Names of all places, in the order in which setting a limit passes them.
 pub const POINTS: &[&str] = &[
     "owner.locked",
+    "owner.moved",
     "owner.journal",
     "owner.socket",
     "owner.janitor",
     "ebpf.loaded",
     "ebpf.attached",
-    "ebpf.limit-written",
+    "ebpf.kept",
     "ebpf.process-entered",
     "ebpf.sockets-tagged",
+    "queue.recorded",
+    "queue.ifb",
+    "queue.window",
+    "queue.clsact",
+    "queue.filter",
+    "ebpf.limit-written",
     "owner.limited",
 ];
 
 /// The same of the command that asks for the limit.
 pub const CLIENT_POINTS: &[&str] = &["client.connected", "client.limited", "client.waiting"];
 
+/// The same for backends that put the processes in cgroups of their own.
+pub const CROWD_POINTS: &[&str] = &["crowd.recorded", "crowd.moved", "nft.table", "nft.applied"];
+
 /// Dies here of SIGKILL when `CHADT_FAULT_KILL` holds this place's name, panics when `CHADT_FAULT_PANIC` does.
 pub fn point(name: &str) {
     debug_assert!(
-        POINTS.contains(&name) || CLIENT_POINTS.contains(&name),
+        [POINTS, CLIENT_POINTS, CROWD_POINTS].iter().any(|list| list.contains(&name)),
         "fault point {name} is not in the list"
     );
     #[cfg(debug_assertions)]

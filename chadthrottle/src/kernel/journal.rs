@@ -6,22 +6,36 @@
 //! maker's death says nothing: its object was not made yet.
 
 use std::{
+    cell::RefCell,
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::{FileTypeExt, OpenOptionsExt},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::{FileTypeExt, OpenOptionsExt},
+    },
     path::{Path, PathBuf},
+    rc::{Rc, Weak},
     thread,
     time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use super::process;
+use super::{
+    bpf::keeper,
+    cgroup,
+    netns::Namespace,
+    process,
+    tc::{Hook, Tc},
+};
 use crate::error::{Context, Error, Result};
 
 /// How long to wait for processes that are just leaving a cgroup.
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// How to undo what a kept eBPF map says was left in other processes' sockets; returns how many sockets that were.
+pub type Settle = fn(BorrowedFd<'_>) -> Result<usize>;
 
 /// Every cgroup of ours has a name that starts so.
 pub const PREFIX: &str = "chadt-";
@@ -30,7 +44,7 @@ pub const PREFIX: &str = "chadt-";
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "kind")]
 pub enum Object {
-    /// A cgroup whose name starts with [`PREFIX`], with the cgroups below it.
+    /// A cgroup whose name starts with [`PREFIX`], with the cgroups below it and the eBPF maps that it keeps.
     Cgroup {
         /// Absolute path in the cgroup file system.
         path: PathBuf,
@@ -40,6 +54,37 @@ pub enum Object {
         /// Absolute path.
         path: PathBuf,
     },
+    /// An IFB whose name starts with [`PREFIX`]. It goes with its namespace, as the two below do.
+    Ifb {
+        /// Inode number of its network namespace.
+        namespace: u64,
+        /// Its name.
+        name: String,
+    },
+    /// The clsact qdisc of a device; removed only when nobody has a filter there.
+    Clsact {
+        /// Inode number of the device's network namespace.
+        namespace: u64,
+        /// The device.
+        device: u32,
+    },
+    /// A filter whose name starts with [`PREFIX`].
+    Filter {
+        /// Inode number of the device's network namespace.
+        namespace: u64,
+        /// The device.
+        device: u32,
+        /// Which of its filters.
+        hook: Hook,
+        /// Its name.
+        name: String,
+    },
+    /// A cgroup that holds processes of somebody else's cgroup, its parent, to which they return. Its name starts with
+    /// [`PREFIX`].
+    Leaf {
+        /// Absolute path in the cgroup file system.
+        path: PathBuf,
+    },
 }
 
 impl std::fmt::Display for Object {
@@ -47,36 +92,88 @@ impl std::fmt::Display for Object {
         match self {
             Self::Cgroup { path } => write!(f, "cgroup {}", path.display()),
             Self::File { path } => write!(f, "file {}", path.display()),
+            Self::Ifb { name, namespace } => {
+                write!(f, "network device {name} (network namespace {namespace})")
+            }
+            Self::Clsact { device, namespace } => {
+                write!(f, "clsact of network device {device} (network namespace {namespace})")
+            }
+            Self::Filter { name, device, namespace, .. } => {
+                write!(f, "filter {name} of network device {device} (network namespace {namespace})")
+            }
+            Self::Leaf { path } => write!(f, "cgroup {} of limited processes", path.display()),
         }
     }
 }
 
 impl Object {
-    /// Removes it. True when it was still there. Refuses what can't be ours.
-    fn undo(&self, folder: &Path) -> Result<bool> {
+    /// Removes it, and says what was still there. Refuses what can't be ours.
+    fn undo(&self, folder: &Path, settle: Settle) -> Result<Option<String>> {
         match self {
             Self::Cgroup { path } => {
-                let ours = path
-                    .file_name()
-                    .is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
-                if !ours || !path.is_absolute() {
-                    return Err(Error::failed(format!("remove {self}: its name is none of ours")));
+                self.require_ours(path)?;
+                // What a map knows is lost with the cgroup.
+                let mut settled = 0;
+                for map in keeper::kept(path)? {
+                    settled += settle(map.as_fd())?;
                 }
-                remove_cgroup(path).context(format!("remove {self}"))
+                // The owner's janitor lives in its cgroup.
+                cgroup::leave(path)?;
+                let there = remove_cgroup(path).context(format!("remove {self}"))?;
+                Ok(there.then(|| match settled {
+                    0 => self.to_string(),
+                    _ => format!("{self} and the pacing caps on {settled} connections"),
+                }))
+            }
+            Self::Leaf { path } => {
+                self.require_ours(path)?;
+                let there = cgroup::dissolve(path)?;
+                Ok(there.then(|| self.to_string()))
             }
             Self::File { path } => {
                 if path.parent() != Some(folder) {
                     return Err(Error::failed(format!("remove {self}: it is not in {}", folder.display())));
                 }
-                match fs::symlink_metadata(path) {
+                let there = match fs::symlink_metadata(path) {
                     Ok(meta) if meta.is_file() || meta.file_type().is_socket() => {
                         absent_is_fine(fs::remove_file(path)).context(format!("remove {self}"))
                     }
                     Ok(_) => Err(Error::failed(format!("remove {self}: it is neither file nor socket"))),
                     Err(cause) => absent_is_fine(Err(cause)).context(format!("look at {self}")),
-                }
+                }?;
+                Ok(there.then(|| self.to_string()))
+            }
+            Self::Ifb { namespace, .. } | Self::Clsact { namespace, .. } | Self::Filter { namespace, .. } => {
+                let Some(namespace) = Namespace::find(*namespace)? else { return Ok(None) };
+                let there = self.take_from(&mut Tc::open_in(&namespace)?)?;
+                Ok(there.then(|| self.to_string()))
             }
         }
+    }
+
+    /// Removes an object of a network namespace from it. True when it was still there.
+    pub fn take_from(&self, tc: &mut Tc) -> Result<bool> {
+        match self {
+            Self::Ifb { name, .. } => tc.delete_ifb(name),
+            Self::Clsact { device, .. } => tc.delete_clsact(*device),
+            Self::Filter { name, .. } if !name.starts_with(PREFIX) => {
+                Err(Error::failed(format!("remove {self}: its name is none of ours")))
+            }
+            Self::Filter { device, hook, name, .. } => tc.delete_filter(*device, *hook, name),
+            Self::Cgroup { .. } | Self::File { .. } | Self::Leaf { .. } => {
+                Err(Error::failed(format!("remove {self}: it is in no network namespace")))
+            }
+        }
+    }
+
+    /// Fails unless a cgroup's name is one of ours.
+    fn require_ours(&self, path: &Path) -> Result<()> {
+        let ours =
+            path.file_name().is_some_and(|name| name.as_encoded_bytes().starts_with(PREFIX.as_bytes()));
+        if ours && path.is_absolute() {
+            return Ok(());
+        }
+        Err(Error::failed(format!("remove {self}: its name is none of ours")))
     }
 }
 
@@ -88,8 +185,9 @@ fn absent_is_fine(result: io::Result<()>) -> io::Result<bool> {
     }
 }
 
-/// Only ever removes directories that are empty but for the kernel's own files.
-fn remove_cgroup(path: &Path) -> io::Result<bool> {
+/// Removes a cgroup with those below it; true when it was there. Only ever removes directories that are empty but for
+/// the kernel's own files, and waits a little for processes that are just leaving.
+pub fn remove_cgroup(path: &Path) -> io::Result<bool> {
     let entries = match fs::read_dir(path) {
         Ok(entries) => entries,
         Err(cause) => return absent_is_fine(Err(cause)),
@@ -187,6 +285,26 @@ fn open(path: &Path) -> Result<File> {
         .context(format!("open the journal {}", path.display()))
 }
 
+/// A journal that several parts of a process write.
+pub type Shared = Rc<RefCell<Journal>>;
+
+thread_local! {
+    static CURRENT: RefCell<Weak<RefCell<Journal>>> = const { RefCell::new(Weak::new()) };
+}
+
+/// The journal into which this thread's makers write, if there is one; without one, nothing may be made that
+/// outlives its maker.
+pub fn current() -> Option<Shared> {
+    CURRENT.with_borrow(Weak::upgrade)
+}
+
+/// Lets this thread's makers write into a journal as long as it lives.
+pub fn share(journal: Journal) -> Shared {
+    let shared = Rc::new(RefCell::new(journal));
+    CURRENT.set(Rc::downgrade(&shared));
+    shared
+}
+
 fn file_name(pid: u32, start_time: u64) -> String {
     format!("journal-{pid}-{start_time}.jsonl")
 }
@@ -207,7 +325,7 @@ pub struct Swept {
 }
 
 /// Undoes what makers that no longer live have left. Running it twice at the same time does no harm.
-pub fn sweep(folder: &Path) -> Result<Swept> {
+pub fn sweep(folder: &Path, settle: Settle) -> Result<Swept> {
     let mut swept = Swept::default();
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
@@ -223,7 +341,7 @@ pub fn sweep(folder: &Path) -> Result<Swept> {
         }
         let failed_before = swept.failed.len();
         match fs::read(&path) {
-            Ok(text) => undo_all(&text, folder, &path, &mut swept),
+            Ok(text) => undo_all(&text, folder, &path, settle, &mut swept),
             // Another sweep was here first.
             Err(cause) if cause.kind() == io::ErrorKind::NotFound => continue,
             Err(cause) => {
@@ -237,7 +355,7 @@ pub fn sweep(folder: &Path) -> Result<Swept> {
     Ok(swept)
 }
 
-fn undo_all(text: &[u8], folder: &Path, path: &Path, swept: &mut Swept) {
+fn undo_all(text: &[u8], folder: &Path, path: &Path, settle: Settle, swept: &mut Swept) {
     let mut left: Vec<Object> = Vec::new();
     let lines: Vec<_> = text.split_inclusive(|&byte| byte == b'\n').collect();
     for line in lines {
@@ -253,9 +371,8 @@ fn undo_all(text: &[u8], folder: &Path, path: &Path, swept: &mut Swept) {
         }
     }
     for object in left.iter().rev() {
-        match object.undo(folder) {
-            Ok(true) => swept.removed.push(object.to_string()),
-            Ok(false) => {}
+        match object.undo(folder, settle) {
+            Ok(removed) => swept.removed.extend(removed),
             Err(error) => swept.failed.push(error),
         }
     }
@@ -269,6 +386,10 @@ mod tests {
 
     /// A maker that has surely ended: ids end at 2^22.
     const DEAD: u32 = 99_999_999;
+
+    fn nothing(_: BorrowedFd<'_>) -> Result<usize> {
+        Ok(0)
+    }
 
     fn dead_journal(folder: &Path, text: &str) -> PathBuf {
         let path = folder.join(file_name(DEAD, 1));
@@ -314,7 +435,7 @@ mod tests {
         let mut journal = Journal::create(folder.path()).unwrap();
         journal.record(Object::File { path: path.clone() }).unwrap();
         fs::write(&path, "").unwrap();
-        let swept = sweep(folder.path()).unwrap();
+        let swept = sweep(folder.path(), nothing).unwrap();
         assert!(swept.removed.is_empty() && swept.failed.is_empty() && path.exists());
         drop(journal);
         assert_eq!(
@@ -338,7 +459,7 @@ mod tests {
         let done = serde_json::to_string(&Line::Gone { object: undone.clone() }).unwrap() + "\n";
         let text = make(&file) + &make(&undone) + &done + &make(&cgroup) + &make(&gone) + "{\"op\":\"mak";
         dead_journal(folder.path(), &text);
-        let swept = sweep(folder.path()).unwrap();
+        let swept = sweep(folder.path(), nothing).unwrap();
         assert_eq!(swept.removed, [cgroup.to_string(), file.to_string()]);
         assert!(swept.failed.is_empty(), "{:?}", swept.failed);
         let left: Vec<_> =
@@ -368,7 +489,7 @@ mod tests {
             Object::Cgroup { path: full.clone() },
         ];
         let journal = dead_journal(folder.path(), &objects.iter().map(make).collect::<String>());
-        let swept = sweep(folder.path()).unwrap();
+        let swept = sweep(folder.path(), nothing).unwrap();
         assert!(swept.removed.is_empty());
         assert_eq!(swept.failed.len(), objects.len(), "{:?}", swept.failed);
         assert!(victim.exists() && foreign.exists() && full.exists() && journal.exists());
@@ -378,7 +499,7 @@ mod tests {
     fn an_unknown_line_keeps_the_journal() {
         let folder = tempfile::tempdir().unwrap();
         let path = dead_journal(folder.path(), "{\"op\":\"make\",\"object\":{\"kind\":\"moon\"}}\n");
-        assert_eq!(sweep(folder.path()).unwrap().failed.len(), 1);
+        assert_eq!(sweep(folder.path(), nothing).unwrap().failed.len(), 1);
         assert!(path.exists());
     }
 
@@ -393,7 +514,7 @@ mod tests {
     #[test]
     fn no_folder_nothing_to_sweep() {
         let folder = tempfile::tempdir().unwrap();
-        let swept = sweep(&folder.path().join("absent")).unwrap();
+        let swept = sweep(&folder.path().join("absent"), nothing).unwrap();
         assert!(swept.removed.is_empty() && swept.failed.is_empty());
     }
 }

@@ -2,18 +2,20 @@
 //! inside, so that nothing is left when their maker dies, however it dies.
 
 use std::{
-    fs::File,
+    fs::{self, File},
+    io,
     os::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::process::CommandExt,
     },
+    path::{Path, PathBuf},
     process::Command,
     thread,
 };
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Kind, Result};
 
 /// The calling thread's network namespace (Linux 3.17).
 const OF_THIS_THREAD: &str = "/proc/thread-self/ns/net";
@@ -40,9 +42,63 @@ impl Namespace {
         Ok(Self { descriptor: file.into() })
     }
 
+    /// The namespace a process is in.
+    ///
+    /// # Errors
+    /// [`crate::error::Kind::NotFound`] when there is no such process.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        Self::at(Path::new(&format!("/proc/{pid}/ns/net")))
+    }
+
+    /// The namespace behind a file of nsfs.
+    fn at(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(|cause| match cause.kind() {
+            io::ErrorKind::NotFound => {
+                Error::caused(Kind::NotFound, format!("open {}", path.display()), &cause)
+            }
+            _ => Error::caused(Kind::Failed, format!("open {}", path.display()), &cause),
+        })?;
+        Ok(Self { descriptor: file.into() })
+    }
+
+    /// The namespace of that inode number, wherever on the host it shows: as the namespace of a process, as
+    /// a descriptor that a process holds, as a mount. `None` when it is nowhere, and then most likely gone,
+    /// with every device and filter in it; only a socket could still keep it.
+    pub fn find(inode: u64) -> Result<Option<Self>> {
+        let current = Self::current()?;
+        if current.inode()? == inode {
+            return Ok(Some(current));
+        }
+        let wanted = format!("net:[{inode}]");
+        let is_it = |path: &Path| fs::read_link(path).is_ok_and(|target| target.as_os_str() == &*wanted);
+        let open =
+            |path: &Path| Self::at(path).ok().filter(|found| found.inode().is_ok_and(|it| it == inode));
+        let processes = || numbers_in(Path::new("/proc"));
+        let by_process = processes().map(|process| process.join("ns/net")).filter(|path| is_it(path));
+        let by_descriptor =
+            processes().flat_map(|process| numbers_in(&process.join("fd"))).filter(|path| is_it(path));
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+        let by_mount = mounts.lines().filter_map(|line| {
+            // Fields: id, parent, device, root, mount point, …
+            let mut fields = line.split(' ').skip(3);
+            (fields.next()? == wanted).then(|| fields.next().map(PathBuf::from))?
+        });
+        let found = by_process.chain(by_mount).find_map(|path| open(&path));
+        Ok(found.or_else(|| by_descriptor.into_iter().find_map(|path| open(&path))))
+    }
+
+    /// By which number the kernel knows it. It may be given to another one later.
+    pub fn inode(&self) -> Result<u64> {
+        let status = nix::sys::stat::fstat(&self.descriptor).context("look at a network namespace")?;
+        Ok(status.st_ino)
+    }
+
     /// Runs `work` on a thread inside the namespace. Sockets that it makes stay there for good, wherever
-    /// they are used later.
+    /// they are used later. Needs CAP_SYS_ADMIN, unless the calling thread is there already.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        if self.inode()? == Self::current()?.inode()? {
+            return work();
+        }
         in_thread(|| {
             setns(&self.descriptor, CloneFlags::CLONE_NEWNET).context("enter a network namespace")?;
             work()
@@ -62,6 +118,14 @@ impl AsFd for Namespace {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
+}
+
+/// What in a folder of procfs has a number for a name.
+fn numbers_in(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
+        .map(|entry| entry.path())
 }
 
 /// `work` on a thread that ends with it.

@@ -9,6 +9,7 @@ use crate::error::{Context, Error, Kind, Result};
 
 /// struct nlmsghdr.
 const HEADER: usize = 16;
+const NESTED: u16 = 0x8000;
 const TYPE_MASK: u16 = 0x3fff;
 const NLMSG_ERROR: u16 = libc::NLMSG_ERROR as u16;
 const NLMSG_DONE: u16 = libc::NLMSG_DONE as u16;
@@ -36,6 +37,26 @@ impl Message {
         self.0.extend(kind.to_ne_bytes());
         self.0.extend(value);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
+    }
+
+    /// Adds an attribute of text.
+    pub fn text(&mut self, kind: u16, value: &str) {
+        self.attribute(kind, &[value.as_bytes(), b"\0"].concat());
+    }
+
+    /// Adds an attribute that holds others, 64 KiB at most.
+    pub fn nested(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+        let start = self.0.len();
+        self.attribute(kind | NESTED, &[]);
+        fill(self);
+        let length = self.0.len() - start;
+        debug_assert!(length <= usize::from(u16::MAX), "an attribute is too long");
+        self.0[start..start + 2].copy_from_slice(&(length as u16).to_ne_bytes());
+    }
+
+    /// Bytes of it.
+    pub fn len(&self) -> usize {
+        self.0.len()
     }
 
     fn finish(mut self, flags: u16, sequence: u32) -> Vec<u8> {
@@ -73,6 +94,17 @@ impl<'a> Attributes<'a> {
     pub fn get(&self, wanted: u16) -> Option<&'a [u8]> {
         self.all().find_map(|(kind, value)| (kind == wanted).then_some(value))
     }
+
+    /// A text.
+    pub fn text(&self, wanted: u16) -> Option<String> {
+        let value = self.get(wanted)?;
+        Some(String::from_utf8_lossy(value.strip_suffix(b"\0").unwrap_or(value)).into_owned())
+    }
+
+    /// The attributes within the first of that kind.
+    pub fn within(&self, wanted: u16) -> Option<Self> {
+        self.get(wanted).map(Self)
+    }
 }
 
 /// A connection to one netlink family; it speaks to the namespace in which it was opened, wherever it is used.
@@ -101,12 +133,47 @@ impl Netlink {
         let bytes = message.finish(libc::NLM_F_DUMP as u16, self.sequence);
         self.socket.send(&bytes, 0).context("send a netlink request")?;
         let mut answers = Vec::new();
-        self.answers(self.sequence..=self.sequence, |body| answers.push(body.to_vec()))?;
+        self.answers(self.sequence..=self.sequence, |body| answers.push(body.to_vec()), |_| {})?;
         Ok(answers)
     }
 
-    /// Reads up to the end of the list, or the refusal.
-    fn answers(&mut self, wanted: RangeInclusive<u32>, mut take: impl FnMut(&[u8])) -> Result<()> {
+    /// Sends requests as one, between `first` and `last`, which get no answer; done when it returns.
+    ///
+    /// # Errors
+    /// The number of the first request that was refused and why; [`Kind::NotFound`] when what it is about is not
+    /// there. What one batch does, it does as a whole or not at all: that is the kernel's part.
+    pub fn transact(
+        &mut self,
+        first: Message,
+        messages: Vec<Message>,
+        last: Message,
+    ) -> Result<(), (usize, Error)> {
+        let count = messages.len();
+        if count == 0 {
+            return Ok(());
+        }
+        let start = self.sequence + 1;
+        let mut bytes = Vec::new();
+        let all = [first].into_iter().chain(messages).chain([last]);
+        for (number, message) in all.enumerate() {
+            self.sequence += 1;
+            // One acknowledgement tells that all are done; refusals come for each.
+            let flags = if number == count { libc::NLM_F_ACK as u16 } else { 0 };
+            bytes.extend(message.finish(flags, self.sequence));
+        }
+        self.socket.send(&bytes, 0).context("send netlink requests").map_err(|error| (0, error))?;
+        let mut refused = start;
+        self.answers(start..=self.sequence, |_| {}, |sequence| refused = sequence)
+            .map_err(|error| (refused.saturating_sub(start + 1) as usize, error))
+    }
+
+    /// Reads up to the end of the list, the acknowledgement, or the refusal, of which `refused` gets the number.
+    fn answers(
+        &mut self,
+        wanted: RangeInclusive<u32>,
+        mut take: impl FnMut(&[u8]),
+        mut refused: impl FnMut(u32),
+    ) -> Result<()> {
         loop {
             let (datagram, _) = self.socket.recv_from_full().context("receive a netlink answer")?;
             let mut rest = datagram.as_slice();
@@ -116,7 +183,10 @@ impl Netlink {
                     continue;
                 }
                 match kind {
-                    NLMSG_ERROR | NLMSG_DONE => return refusal(body),
+                    NLMSG_ERROR | NLMSG_DONE => {
+                        refused(sequence);
+                        return refusal(body);
+                    }
                     _ => take(body),
                 }
             }
@@ -158,7 +228,7 @@ mod tests {
     fn attributes_are_read_back() {
         let mut message = Message::new(7, 0, &[1, 2, 3, 4]);
         message.attribute(1, &[9]);
-        message.attribute(2, b"chadt");
+        message.nested(2, |inner| inner.text(3, "chadt"));
         let bytes = message.finish(0, 5);
         assert_eq!(bytes.len() % 4, 0);
         let mut rest = bytes.as_slice();
@@ -166,7 +236,7 @@ mod tests {
         assert_eq!((kind, sequence, rest.len()), (7, 5, 0));
         let attributes = Attributes::of(&body[4..]);
         assert_eq!(attributes.get(1), Some(&[9][..]));
-        assert_eq!(attributes.get(2), Some(&b"chadt"[..]));
+        assert_eq!(attributes.within(2).unwrap().text(3).unwrap(), "chadt");
         assert_eq!(attributes.get(4), None);
         // Torn ones end the list.
         assert_eq!(Attributes::of(&body[4..10]).all().count(), 1);

@@ -4,7 +4,7 @@
 //! down as id and start time.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::Path,
@@ -290,6 +290,23 @@ pub fn sockets(proc: &Path, pid: u32) -> Vec<u32> {
         .collect()
 }
 
+/// Inode numbers of the sockets that a process has open; none when it ended, or may not be looked into.
+pub fn socket_inodes(proc: &Path, pid: u32) -> HashSet<u32> {
+    let entries = fs::read_dir(proc.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+        })
+        .collect()
+}
+
+/// Inode number of a process's network namespace; `None` when it ended, or may not be looked into.
+pub fn network_namespace(proc: &Path, pid: u32) -> Option<u64> {
+    let target = fs::read_link(proc.join(format!("{pid}/ns/net"))).ok()?;
+    target.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+}
+
 /// Whether this process sees the ids that the kernel's own programs see.
 pub fn in_initial_pid_namespace() -> Result<bool> {
     /// PROC_PID_INIT_INO of include/linux/proc_ns.h.
@@ -300,12 +317,17 @@ pub fn in_initial_pid_namespace() -> Result<bool> {
     Ok(link.to_string_lossy() == INITIAL)
 }
 
+/// Whether /proc knows processes by the ids that this process knows them by.
+pub fn proc_is_ours() -> Result<bool> {
+    let ours = fs::read_link("/proc/self").context("read /proc/self")?;
+    Ok(ours.to_str() == Some(&std::process::id().to_string()))
+}
+
 /// Whether a process, whose id is as we see it, sees the same ids as we do. Takes no right, unlike the
 /// names of its namespaces. With a /proc of another namespace, which knows it by another id, nobody can
 /// tell; then the answer is yes.
 pub fn in_our_pid_namespace(pid: u32) -> Result<bool> {
-    let ours = fs::read_link("/proc/self").context("read /proc/self")?;
-    if ours.to_str() != Some(&std::process::id().to_string()) {
+    if !proc_is_ours()? {
         return Ok(true);
     }
     Ok(namespaces_below(&pid.to_string())? == namespaces_below("self")?)
@@ -322,6 +344,11 @@ fn namespaces_below(pid: &str) -> Result<usize> {
     let ids = text.lines().find_map(|line| line.strip_prefix("NSpid:"));
     ids.map(|ids| ids.split_whitespace().count())
         .ok_or_else(|| Error::failed(format!("{} has no line 'NSpid'", path.display())))
+}
+
+/// Whether a process is stopped by a signal, and goes on only with SIGCONT.
+pub fn is_stopped(pid: u32) -> bool {
+    matches!(Stat::read(Path::new(PROC), pid), Ok(Some(stat)) if stat.state == 'T')
 }
 
 /// Descriptor number of a pidfd that a program started by us is to inherit.
@@ -350,6 +377,21 @@ mod tests {
         for broken in ["", "42", "42 (x", "42 (x)", "42 (x) S 7 1"] {
             assert_eq!(Stat::parse(broken), None);
         }
+    }
+
+    #[test]
+    fn a_stopped_process_is_told_from_one_that_runs() {
+        let mut child = sleeper();
+        assert!(!is_stopped(child.id()));
+        kill(Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGSTOP).unwrap();
+        let begun = std::time::Instant::now();
+        while !is_stopped(child.id()) {
+            assert!(begun.elapsed().as_secs() < 10);
+            std::thread::yield_now();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!is_stopped(child.id()), "there is no such process");
     }
 
     #[test]

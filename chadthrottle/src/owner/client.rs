@@ -27,12 +27,15 @@ use super::{
 use crate::{
     backend::Site,
     error::{Context, Error, Kind, Result},
+    kernel::process,
 };
 
-/// How long an owner may take to say hello; one that is stopped never does.
+/// How long an owner may take to say hello, on a machine that is busy with something else.
 const HELLO_PATIENCE: Duration = Duration::from_secs(10);
 /// How long it may take for anything else: opening a backend on a slow machine is the longest.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// After so long without a word it is looked whether it is stopped, and can't say anything.
+const LOOK: Duration = Duration::from_secs(1);
 /// How long to try to get an owner.
 const START_PATIENCE: Duration = Duration::from_secs(20);
 /// A status of all limits there can be is a few megabytes.
@@ -45,6 +48,8 @@ pub struct Client {
     input: Lines,
     events: VecDeque<Reply>,
     owner_pid: u32,
+    /// How long an answer may take; `None`: as long as it wants.
+    patience: Option<Duration>,
 }
 
 /// How an attempt to connect went.
@@ -113,9 +118,14 @@ impl Client {
             return Err(Error::new(Kind::NotPermitted, message));
         }
         let owner_pid = peer.pid().unsigned_abs();
-        let mut client =
-            Self { stream, input: Lines::new(LONGEST_REPLY), events: VecDeque::new(), owner_pid };
-        client.set_patience(Some(HELLO_PATIENCE))?;
+        let mut client = Self {
+            stream,
+            input: Lines::new(LONGEST_REPLY),
+            events: VecDeque::new(),
+            owner_pid,
+            patience: None,
+        };
+        client.set_patience(HELLO_PATIENCE)?;
         if !client.send(&Request::Hello { version: VERSION })? {
             return Ok(Attempt::Leaving);
         }
@@ -138,7 +148,7 @@ impl Client {
     /// Asks, and waits for the answer; [`Reply::Error`] comes back as the error it holds. Events that
     /// arrive before are kept for [`Client::next_event`].
     pub fn request(&mut self, request: &Request) -> Result<Reply> {
-        self.set_patience(Some(PATIENCE))?;
+        self.set_patience(PATIENCE)?;
         let sent = self.send(request)?;
         loop {
             match self.receive()? {
@@ -155,7 +165,7 @@ impl Client {
 
     /// Asks for a sign of life, which comes as the event [`Reply::Hello`].
     pub fn ping(&mut self) -> Result<()> {
-        self.set_patience(Some(PATIENCE))?;
+        self.set_patience(PATIENCE)?;
         // That nobody listens is noticed by whoever waits for the answer.
         self.send(&Request::Hello { version: VERSION }).map(|_| ())
     }
@@ -174,7 +184,7 @@ impl Client {
         if let Some(event) = self.events.pop_front() {
             return Ok(Some(event));
         }
-        self.set_patience(patience)?;
+        self.patience = patience;
         match self.receive()? {
             Some(Reply::Error(error)) => Err(error),
             Some(reply) if !is_event(&reply) && !matches!(reply, Reply::Hello { .. }) => {
@@ -197,7 +207,7 @@ impl Client {
         let begun = Instant::now();
         loop {
             let left = patience.saturating_sub(begun.elapsed()).max(Duration::from_millis(1));
-            self.set_patience(Some(left))?;
+            self.limit_waits(left)?;
             match self.stream.read(&mut [0; 4096]) {
                 Ok(0) => return Ok(()),
                 Ok(_) => {}
@@ -212,9 +222,16 @@ impl Client {
         }
     }
 
-    fn set_patience(&self, patience: Option<Duration>) -> Result<()> {
-        self.stream.set_read_timeout(patience).context("set a time limit for the owner")?;
-        self.stream.set_write_timeout(patience).context("set a time limit for the owner")
+    /// How long the next answer may take.
+    fn set_patience(&mut self, patience: Duration) -> Result<()> {
+        self.patience = Some(patience);
+        self.limit_waits(patience)
+    }
+
+    /// How long one call of the kernel may wait.
+    fn limit_waits(&self, most: Duration) -> Result<()> {
+        self.stream.set_read_timeout(Some(most)).context("set a time limit for the owner")?;
+        self.stream.set_write_timeout(Some(most)).context("set a time limit for the owner")
     }
 
     /// False: the owner does not listen any more; it may have said something before.
@@ -238,6 +255,8 @@ impl Client {
 
     /// The owner's next line; `None` when it has closed the connection.
     fn receive(&mut self) -> Result<Option<Reply>> {
+        let begun = Instant::now();
+        self.limit_waits(LOOK)?;
         loop {
             if let Some(line) = self.input.take() {
                 return serde_json::from_slice(&line).map(Some).map_err(|cause| {
@@ -258,14 +277,28 @@ impl Client {
                 Ok(length) => self.input.push(&piece[..length]),
                 Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
                 Err(cause) if cause.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
-                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return Err(self.silent()),
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => {
+                    // Whoever waits for events waits for as long as it takes.
+                    let Some(patience) = self.patience else { continue };
+                    if begun.elapsed() >= patience || process::is_stopped(self.owner_pid) {
+                        return Err(self.silent());
+                    }
+                }
                 Err(cause) => return Err(cause).context("listen to the owner"),
             }
         }
     }
 
     fn silent(&self) -> Error {
-        Error::failed(format!("the owner (process {}) does not answer; is it stopped?", self.owner_pid))
+        let pid = self.owner_pid;
+        Error::failed(if process::is_stopped(pid) {
+            format!(
+                "the owner (process {pid}) is stopped, and nothing is limited meanwhile: 'kill -CONT {pid}' lets it go \
+                 on, 'kill -KILL {pid}' ends it and its limits"
+            )
+        } else {
+            format!("the owner (process {pid}) does not answer")
+        })
     }
 }
 

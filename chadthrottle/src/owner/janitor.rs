@@ -18,7 +18,7 @@ use super::{runtime::Runtime, start, sweep};
 use crate::{
     backend,
     error::{Context, Error, Result},
-    kernel::process::Process,
+    kernel::process::{self, Process},
 };
 
 /// A janitor that ends at once again is not started anew before this time is over.
@@ -50,7 +50,8 @@ pub fn main(dir: &Path, owner_pidfd: RawFd, estate: Option<RawFd>) -> Result<()>
         match poll(&mut fds, if estate.is_some() { patience } else { PollTimeout::NONE }) {
             Ok(0) => {
                 // A stopped owner holds nobody: its lease runs out, and what it left in sockets goes too.
-                stopped_looks = if is_stopped(owner_pid(owner)) { stopped_looks + 1 } else { 0 };
+                stopped_looks =
+                    if owner_pid(owner).is_some_and(process::is_stopped) { stopped_looks + 1 } else { 0 };
                 if stopped_looks == STOPPED_LOOKS
                     && let Some(Err(error)) = settle()
                 {
@@ -85,12 +86,6 @@ pub fn main(dir: &Path, owner_pidfd: RawFd, estate: Option<RawFd>) -> Result<()>
 fn owner_pid(pidfd: BorrowedFd<'_>) -> Option<u32> {
     let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
     text.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()
-}
-
-/// Whether a process is stopped by a signal.
-fn is_stopped(pid: Option<u32>) -> bool {
-    let status = pid.and_then(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok());
-    status.is_some_and(|text| text.lines().any(|line| line.starts_with("State:\tT")))
 }
 
 /// The owner's side: keeps a janitor running, and ends it when there is nothing left to clean up.

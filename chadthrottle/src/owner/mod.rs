@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::{
+    backend,
     error::{Error, Result},
     kernel::journal,
 };
@@ -15,6 +16,7 @@ pub mod janitor;
 mod lines;
 mod premises;
 pub mod protocol;
+mod refuge;
 mod runtime;
 pub mod server;
 mod start;
@@ -28,7 +30,7 @@ pub fn sweep(dir: &Path) -> Result<Vec<String>> {
     let Some(runtime) = Runtime::find(dir)? else { return Ok(Vec::new()) };
     // Whoever has the lock looks after socket and log; dropping ours removes the lock's file.
     let lock = runtime.lock()?;
-    let mut swept = journal::sweep(runtime.path())?;
+    let mut swept = journal::sweep(runtime.path(), backend::settle)?;
     if lock.is_some() {
         if runtime.remove_socket()? {
             swept.removed.push(format!("file {}", runtime.socket().display()));

@@ -1,12 +1,19 @@
-//! The owner's files in the runtime folder.
+//! The owner's files in the runtime folder, and its cgroup.
 
 use std::{
     fs, io,
-    os::unix::{fs::PermissionsExt, net::UnixListener},
+    os::{
+        fd::BorrowedFd,
+        unix::{fs::PermissionsExt, net::UnixListener},
+    },
 };
 
-use super::runtime::{Lock, Runtime, identity};
+use super::{
+    refuge::Refuge,
+    runtime::{Lock, Runtime, identity},
+};
 use crate::{
+    backend::{self, Site},
     error::{Context, Error, Result},
     kernel::{
         fault,
@@ -14,13 +21,14 @@ use crate::{
     },
 };
 
-/// The files in the runtime folder, which are removed with this.
+/// The files in the runtime folder, and the cgroup, which are removed with this.
 pub(super) struct Premises {
+    refuge: Option<Refuge>,
     socket: Object,
     /// Which file the socket is, when there is one.
     bound: Option<(u64, u64)>,
     runtime: Runtime,
-    journal: Journal,
+    journal: journal::Shared,
     /// Whether stderr is the log.
     logs: bool,
     lock: Lock,
@@ -33,21 +41,39 @@ impl Premises {
             // The one that was opened before us may have been removed by the owner before us.
             nix::unistd::dup2_stderr(runtime.open_log()?).context("write to the log")?;
         }
-        let swept = journal::sweep(runtime.path())?;
+        let swept = journal::sweep(runtime.path(), backend::settle)?;
         for removed in swept.removed {
             tracing::info!("removed the {removed} that was left here");
         }
         for error in swept.failed {
             tracing::warn!("{error}");
         }
-        let journal = Journal::create(runtime.path())?;
+        let journal = journal::share(Journal::create(runtime.path())?);
         let socket = Object::File { path: runtime.socket() };
-        Ok(Self { socket, bound: None, runtime, journal, logs, lock })
+        Ok(Self { refuge: None, socket, bound: None, runtime, journal, logs, lock })
+    }
+
+    /// Moves this process to a cgroup of its own, where that can be made.
+    pub fn move_out(&mut self, site: &Site) {
+        match Refuge::enter(site, &mut self.journal.borrow_mut()) {
+            Ok(refuge) => self.refuge = Some(refuge),
+            Err(error) => tracing::info!("the owner stays in its client's cgroup: {error}"),
+        }
+        fault::point("owner.moved");
+    }
+
+    /// Lets an eBPF map survive the owner and the janitor, where that can be done.
+    pub fn keep(&self, map: BorrowedFd<'_>) {
+        let kept = self.refuge.as_ref().map_or(Ok(()), |refuge| refuge.keep(map));
+        if let Err(error) = kept {
+            tracing::warn!("{error}; pacing caps stay if the owner and its janitor are killed together");
+        }
+        fault::point("ebpf.kept");
     }
 
     /// Opens the socket, which is written down first.
     pub fn listen(&mut self) -> Result<UnixListener> {
-        self.journal.record(self.socket.clone())?;
+        self.journal.borrow_mut().record(self.socket.clone())?;
         fault::point("owner.journal");
         self.runtime.remove_socket()?;
         let path = self.runtime.socket();
@@ -77,7 +103,7 @@ impl Premises {
             nix::unistd::dup2_stderr(runtime.open_log()?).context("write to the log")?;
         }
         tracing::warn!("somebody removed files from {}; made again", runtime.path().display());
-        self.journal.restore()?;
+        self.journal.borrow_mut().restore()?;
         // Whoever listens there without the lock is no owner.
         self.listen().map(Some).map_err(Moved::from)
     }
@@ -99,6 +125,9 @@ impl From<Error> for Moved {
 
 impl Drop for Premises {
     fn drop(&mut self) {
+        if let Some(refuge) = self.refuge.take() {
+            refuge.leave(&mut self.journal.borrow_mut());
+        }
         let path = self.runtime.socket();
         let removed = match identity(&path) {
             // Another file of that name is another owner's.
@@ -110,7 +139,7 @@ impl Drop for Premises {
             },
             _ => Ok(()),
         };
-        if let Err(error) = removed.and_then(|()| self.journal.done(&self.socket)) {
+        if let Err(error) = removed.and_then(|()| self.journal.borrow_mut().done(&self.socket)) {
             tracing::error!("{error}");
         }
         if self.lock.is_in_place() {

@@ -150,22 +150,28 @@ fn open(dir: &Path, site: &Site, drivers: &'static [Driver], ready: &mut Ready) 
     };
     fault::point("owner.locked");
     let mut premises = Premises::enter(runtime.clone(), lock, ready.0.is_some())?;
+    premises.move_out(site);
     let listener = premises.listen()?;
     fault::point("owner.socket");
+    // The janitor lives there, so it goes before.
+    let premises = Rc::new(RefCell::new(premises));
     let janitor = Rc::new(RefCell::new(Janitor::start(&runtime)?));
-    let heir = Rc::clone(&janitor);
+    let (heir, keeper) = (Rc::clone(&janitor), Rc::clone(&premises));
     fault::point("owner.janitor");
     ready.tell(&Startup::Ready);
     let now = Instant::now();
     Ok(Some(Server {
-        engine: Engine::new(site.clone(), drivers, move |estate| heir.borrow_mut().inherit(estate)),
+        engine: Engine::new(site.clone(), drivers, move |estate| {
+            keeper.borrow().keep(estate.as_fd());
+            heir.borrow_mut().inherit(estate)
+        }),
         desk: Desk::default(),
         connections: BTreeMap::new(),
         last_client: 0,
         signals,
         listener,
-        premises,
         janitor,
+        premises,
         renew_at: now,
         premises_at: now + PREMISES_PERIOD,
         lost: false,
@@ -194,9 +200,9 @@ struct Server {
     last_client: u64,
     signals: SignalFd,
     listener: UnixListener,
-    /// Held until everything else is undone.
-    premises: Premises,
     janitor: Rc<RefCell<Janitor>>,
+    /// Held until everything else is undone; the janitor lives there.
+    premises: Rc<RefCell<Premises>>,
     renew_at: Instant,
     /// When the files are looked at.
     premises_at: Instant,
@@ -294,7 +300,8 @@ impl Server {
             return true;
         }
         self.premises_at = now + PREMISES_PERIOD;
-        match self.premises.look_after() {
+        let looked = self.premises.borrow_mut().look_after();
+        match looked {
             Ok(listener) => {
                 self.lost = false;
                 if let Some(listener) = listener {
@@ -450,10 +457,12 @@ impl Server {
             Request::Status => return Reply::Status(self.engine.status(now)),
             Request::Clear { targets } => {
                 let events = self.engine.clear(&targets, now);
-                let ended = events.iter().map(|event| event.id).collect();
-                self.pass_on(events);
-                return Reply::Cleared { ended };
+                return self.cleared(events);
             }
+            Request::Remove { id } => match self.engine.remove(id, now) {
+                Ok(events) => return self.cleared(events),
+                Err(error) => Err(error),
+            },
         };
         match limited {
             Ok((limit, notices)) => Reply::Limited { limit, notices },
@@ -473,6 +482,12 @@ impl Server {
                 }
             }
         }
+    }
+
+    fn cleared(&mut self, events: Vec<Event>) -> Reply {
+        let ended = events.iter().map(|event| event.id).collect();
+        self.pass_on(events);
+        Reply::Cleared { ended }
     }
 
     /// Tells clients what happened to their limits.

@@ -63,9 +63,6 @@ pub enum Scenario {
 }
 
 impl Scenario {
-    /// All, in the order of the report.
-    pub const ALL: [Self; 4] = [Self::Tcp, Self::TcpEight, Self::Udp, Self::TcpV6];
-
     fn version(self) -> Version {
         if self == Self::TcpV6 { Version::V6 } else { Version::V4 }
     }

@@ -11,6 +11,7 @@ use std::{
 
 use super::{cgroup::Cgroup, process::Place};
 use crate::{
+    backend,
     error::{Context, Result},
     kernel::{
         journal::{self, Journal, Object},
@@ -32,18 +33,28 @@ pub struct Workplace {
     /// `None` only while the workplace is made or removed.
     made: Option<(Cgroup, Journal)>,
     cgroup: PathBuf,
+    /// The folder above, when it was not there.
+    parent: Option<PathBuf>,
 }
 
 impl Workplace {
-    /// Makes both, and removes those of runs that were killed.
+    /// Makes both, and removes those of runs that were killed. `parent` is made, too, when only its last part is
+    /// missing.
     pub fn new(parent: &Path, cgroup_root: &Path) -> Result<Self> {
-        sweep(parent)?;
+        let new = match fs::DirBuilder::new().mode(0o700).create(parent) {
+            Ok(()) => Some(parent.to_owned()),
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => None,
+            Err(cause) => return Err(cause).context(format!("make the runtime folder {}", parent.display())),
+        };
+        for line in sweep(parent)? {
+            tracing::info!("removed {line}, which a killed self-test had left");
+        }
         let pid = std::process::id();
         let folder = parent.join(format!("{PREFIX}{pid}-{}", process::start_time(pid)?));
         let name = format!("{PREFIX}{pid}");
         fs::DirBuilder::new().mode(0o700).create(&folder).context(format!("make {}", folder.display()))?;
         // From here on dropping it removes the folder.
-        let mut workplace = Self { folder, made: None, cgroup: cgroup_root.join(&name) };
+        let mut workplace = Self { folder, made: None, cgroup: cgroup_root.join(&name), parent: new };
         let mut journal = Journal::create(&workplace.folder)?;
         journal.record(Object::Cgroup { path: workplace.cgroup.clone() })?;
         workplace.made = Some((Cgroup::new(cgroup_root, &name)?, journal));
@@ -90,15 +101,19 @@ impl Drop for Workplace {
             );
         } else if let Err(cause) = fs::remove_dir_all(&self.folder) {
             tracing::warn!("can't remove {}: {cause}", self.folder.display());
+        } else if let Some(parent) = &self.parent {
+            // Somebody else may use it by now.
+            let _ = fs::remove_dir(parent);
         }
     }
 }
 
-/// Removes what killed self-tests left in `parent`, and the cgroups that their journals name.
-pub fn sweep(parent: &Path) -> Result<()> {
+/// Removes what killed self-tests left in `parent`, and the cgroups that their journals name. Says what was removed.
+pub fn sweep(parent: &Path) -> Result<Vec<String>> {
+    let mut removed = Vec::new();
     let entries = match fs::read_dir(parent) {
         Ok(entries) => entries,
-        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(removed),
         Err(cause) => return Err(cause).context(format!("list {}", parent.display())),
     };
     for entry in entries.flatten() {
@@ -109,14 +124,18 @@ pub fn sweep(parent: &Path) -> Result<()> {
             continue;
         }
         let path = entry.path();
-        let swept = journal::sweep(&path)?;
+        let swept = journal::sweep(&path, backend::settle)?;
         // What could not be removed stays on record, for the next time.
         match swept.failed.first() {
             Some(error) => tracing::warn!("{error}"),
-            None => fs::remove_dir_all(&path).context(format!("remove {}", path.display()))?,
+            None => {
+                removed.extend(swept.removed);
+                fs::remove_dir_all(&path).context(format!("remove {}", path.display()))?;
+                removed.push(format!("folder {}", path.display()));
+            }
         }
     }
-    Ok(())
+    Ok(removed)
 }
 
 /// The maker's id and start time.
@@ -141,7 +160,7 @@ mod tests {
         for path in [&dead, &alive, &other] {
             fs::create_dir(path).unwrap();
         }
-        sweep(parent.path()).unwrap();
+        assert_eq!(sweep(parent.path()).unwrap(), [format!("folder {}", dead.display())]);
         assert!(!dead.exists() && alive.exists() && other.exists());
     }
 }

@@ -1,5 +1,6 @@
 //! Bad input, help, and the commands that need no owner.
 
+use chadthrottle::{backend::DRIVERS, model::Direction};
 use std::{fs::File, os::unix::ffi::OsStrExt};
 
 use crate::{chadthrottle, finish};
@@ -101,6 +102,13 @@ fn help_offers_what_is_there_and_nothing_else() {
         "monitor",
         "--list-backends",
         "tree:1234",
+        "name:",
+        "exe:",
+        "cgroup:",
+        "unit:",
+        "container:",
+        "user:",
+        "--wait",
     ] {
         assert!(help.contains(present), "{present}");
     }
@@ -109,12 +117,6 @@ fn help_offers_what_is_there_and_nothing_else() {
         "man ",
         "--scope",
         "--each",
-        "name:",
-        "exe:",
-        "cgroup:",
-        "unit:",
-        "container:",
-        "user:",
         "remote:",
         "port:",
         "nftables",
@@ -132,17 +134,23 @@ fn help_offers_what_is_there_and_nothing_else() {
 fn backends_are_listed_in_the_form_of_the_contract() {
     let (code, stdout, stderr) = answer(&["--list-backends"]);
     assert_eq!((code, stderr.as_str()), (0, ""));
-    let lines: Vec<_> = stdout.lines().collect();
-    assert_eq!([lines[0], lines[2], lines[3]], ["Upload Backends:", "", "Download Backends:"], "{stdout}");
-    for line in [lines[1], lines[4]] {
-        let verdict =
-            line.strip_prefix("  ebpf        [priority: Best] ").unwrap_or_else(|| panic!("{line}"));
-        let known = verdict == "✅ available"
-            || verdict.strip_prefix("❌ unavailable: ").is_some_and(|reason| !reason.is_empty())
-            || verdict.strip_prefix("❓ unknown: ").is_some_and(|reason| !reason.is_empty());
-        assert!(known, "{line}");
+    let mut lines = stdout.lines();
+    for (direction, heading) in
+        [(Direction::Upload, "Upload Backends:"), (Direction::Download, "Download Backends:")]
+    {
+        assert_eq!(lines.next(), Some(heading), "{stdout}");
+        for driver in DRIVERS.iter().filter(|driver| driver.directions.contains(&direction)) {
+            let line = lines.next().unwrap_or_default();
+            let name = format!("  {:<11} [priority: {:?}] ", driver.name, driver.priority);
+            let verdict = line.strip_prefix(&name).unwrap_or_else(|| panic!("{line}"));
+            let known = verdict == "✅ available"
+                || verdict.strip_prefix("❌ unavailable: ").is_some_and(|reason| !reason.is_empty())
+                || verdict.strip_prefix("❓ unknown: ").is_some_and(|reason| !reason.is_empty());
+            assert!(known, "{line}");
+        }
+        assert!(lines.next().unwrap_or_default().is_empty(), "{stdout}");
     }
-    assert_eq!(lines.len(), 5, "{stdout}");
+    assert_eq!(lines.next(), None, "{stdout}");
 }
 
 #[test]

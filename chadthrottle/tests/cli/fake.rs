@@ -123,7 +123,7 @@ fn answer(request: Request, play: &Play, seen: &Mutex<Seen>) -> Vec<Option<Reply
             let snapshots = [0.0, 1.0, 2.0].map(|elapsed| Some(Reply::Snapshot(Arc::new(snapshot(elapsed)))));
             [Some(Reply::Monitoring)].into_iter().chain(snapshots).chain([None]).collect()
         }
-        Request::Change { .. } => panic!("nobody changes a limit"),
+        Request::Change { .. } | Request::Remove { .. } => panic!("nobody changes a limit"),
         Request::Limit(request) => {
             let name = name_of(&request.targets[0]);
             let limited = report(&request, &name);
@@ -191,6 +191,7 @@ fn report(request: &LimitRequest, name: &str) -> LimitReport {
         measured: Some(998_000),
         backend: "ebpf".into(),
         counters: Counters { dropped_packets: 7, ..Counters::default() },
+        rungs: Vec::new(),
     };
     LimitReport {
         id: LimitId(1),

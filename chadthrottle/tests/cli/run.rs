@@ -76,7 +76,7 @@ fn no_limit_no_command() {
 
 #[test]
 fn the_command_waits_for_its_limit() {
-    let owner = FakeOwner::new(Play::HoldAfter(Duration::from_millis(300)));
+    let owner = FakeOwner::new(Play::HoldAfter(Duration::from_secs(3)));
     let file = owner.dir().join("ran");
     let mut process = spawn(&owner, "echo > $1", &file);
     eventually("the limit is asked for", || !owner.limits().is_empty());

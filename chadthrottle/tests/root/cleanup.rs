@@ -1,6 +1,15 @@
 //! Nothing of ours outlives its use, however it ends. Every trial looks at the whole machine afterwards.
 
-use chadthrottle::{kernel::fault, selftest::process::Place};
+use std::{fs, os::fd::AsFd, path::Path};
+
+use chadthrottle::{
+    kernel::{
+        fault,
+        process::{self, Process},
+        sockets,
+    },
+    selftest::{process::Place, workplace::Workplace},
+};
 use libtest_mimic::Trial;
 use nix::sys::signal::{Signal, kill};
 
@@ -15,18 +24,22 @@ pub fn trials() -> Vec<Trial> {
         plain("cleanup::terminated_client", |scene| client_gets(scene, Signal::SIGTERM)),
         plain("cleanup::client_hung_up", |scene| client_gets(scene, Signal::SIGHUP)),
         plain("cleanup::killed_owner", killed_owner),
+        plain("cleanup::killed_owner_and_janitor_then_clear", |scene| killed_both(scene, true)),
+        plain("cleanup::killed_owner_and_janitor_then_a_new_limit", |scene| killed_both(scene, false)),
         plain("cleanup::terminated_owner", terminated_owner),
         plain("cleanup::stopped_owner", stopped_owner),
         plain("cleanup::end_of_the_target", end_of_the_target),
         plain("cleanup::end_of_the_duration", end_of_the_duration),
         plain("cleanup::cleared", cleared),
-        trial("cleanup::killed_while_setting_up", |scene| faults(scene, "CHADT_FAULT_KILL")),
-        trial("cleanup::panic_while_setting_up", |scene| faults(scene, "CHADT_FAULT_PANIC")),
+        plain("cleanup::killed_selftest", killed_selftest),
+        plain("cleanup::selftest_makes_its_folder", selftest_folder),
+        trial("cleanup::killed_while_setting_up", |scene| faults(scene, "CHADT_FAULT_KILL", fault::POINTS)),
+        trial("cleanup::panic_while_setting_up", |scene| faults(scene, "CHADT_FAULT_PANIC", fault::POINTS)),
         trial("cleanup::client_that_dies_or_panics", faults_of_the_client),
     ]
 }
 
-fn client_gets(scene: &Scene, signal: Signal) -> Result<()> {
+pub fn client_gets(scene: &Scene, signal: Signal) -> Result<()> {
     let pair = Pair::new(scene)?;
     let mut limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_limited()?;
@@ -39,7 +52,7 @@ fn client_gets(scene: &Scene, signal: Signal) -> Result<()> {
     Ok(())
 }
 
-fn killed_owner(scene: &Scene) -> Result<()> {
+pub fn killed_owner(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_limited()?;
@@ -57,7 +70,64 @@ fn killed_owner(scene: &Scene) -> Result<()> {
     scene.succeed("clear").map(drop)
 }
 
-fn terminated_owner(scene: &Scene) -> Result<()> {
+/// Pacing caps of a process's TCP connections, payload bytes/s.
+fn pacing_caps(pid: u32) -> Result<Vec<u64>> {
+    let process = Process::open(pid)?;
+    let mut caps = Vec::new();
+    for fd in process::sockets(Path::new("/proc"), pid) {
+        let socket = sockets::borrow(&process, fd)?;
+        if sockets::is_tcp_flow(socket.as_fd()) {
+            caps.push(
+                sockets::max_pacing_rate(socket.as_fd()).map_err(|cause| Error::failed(cause.to_string()))?,
+            );
+        }
+    }
+    Ok(caps)
+}
+
+/// Nobody is left who could give the pacing caps back; whoever comes next does.
+fn killed_both(scene: &Scene, clear: bool) -> Result<()> {
+    const NO_CAP: u64 = u64::MAX;
+    let mut pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    let free = pacing_caps(pid)?;
+    ensure!(free == [NO_CAP; 2], "before anything was limited: {free:?}");
+    let before = scene.machine()?;
+    let mut limit = scene.limit(&pair.limit(RATE))?;
+    // One that follows its limit by itself, too: the owner does not know of it yet.
+    pair.client.tell(&format!("connect tcp {} put cc=cubic run={}", scene.tcp(Version::V4), scene.run()))?;
+    pair.ensure_limited()?;
+    let owner = scene.owner()?;
+    let caller = nix::unistd::Pid::from_raw(limit.call.process().pid() as i32);
+    let helpers = scene.helpers()?.into_iter().map(nix::unistd::Pid::from_raw);
+    let janitor = helpers.filter(|pid| *pid != owner && *pid != caller);
+    let janitor: Vec<_> = janitor.collect();
+    ensure!(janitor.len() == 1, "{} processes may be the janitor", janitor.len());
+    // Stopped first, so that neither sees the other one die.
+    signal(janitor[0], Signal::SIGSTOP)?;
+    for process in [owner, janitor[0]] {
+        signal(process, Signal::SIGKILL)?;
+    }
+    limit.call.finish()?;
+    let capped = pacing_caps(pid)?;
+    ensure!(capped.len() == 3 && capped.iter().any(|cap| *cap != NO_CAP), "caps after the death: {capped:?}");
+    let time = if clear {
+        let (_, output) = scene.call("clear")?;
+        ensure!(output.messages().contains("pacing caps"), "clear says '{}'", output.messages());
+        now()
+    } else {
+        let limit = scene.limit(&pair.limit(RATE))?;
+        pair.ensure_limited()?;
+        limit.end()?
+    };
+    let given_back = pacing_caps(pid)?;
+    ensure!(given_back == [NO_CAP; 3], "caps in the end: {given_back:?}");
+    pair.ensure_free(time, 1.0)?;
+    scene.await_no_helpers(5.0)?;
+    before.ensure_restored()
+}
+
+pub fn terminated_owner(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_limited()?;
@@ -69,7 +139,7 @@ fn terminated_owner(scene: &Scene) -> Result<()> {
 }
 
 /// It lives, but renews nothing: the lease runs out.
-fn stopped_owner(scene: &Scene) -> Result<()> {
+pub fn stopped_owner(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_limited()?;
@@ -85,7 +155,7 @@ fn stopped_owner(scene: &Scene) -> Result<()> {
     limit.end().map(drop)
 }
 
-fn end_of_the_target(scene: &Scene) -> Result<()> {
+pub fn end_of_the_target(scene: &Scene) -> Result<()> {
     let mut pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.client.process().signal(Signal::SIGKILL);
@@ -121,11 +191,36 @@ fn cleared(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// Its folder, and the cgroup that its journal names, are removed by `clear`.
+fn killed_selftest(scene: &Scene) -> Result<()> {
+    let folder = scene.runtime_dir().join("chadt-selftest-99999999-1");
+    let cgroup = scene.cgroup().path().join("chadt-selftest-99999999");
+    let failed = |cause| Error::failed(format!("make what a killed self-test leaves: {cause}"));
+    fs::create_dir(&folder).map_err(failed)?;
+    fs::create_dir(&cgroup).map_err(failed)?;
+    let line =
+        format!("{{\"op\":\"make\",\"object\":{{\"kind\":\"cgroup\",\"path\":\"{}\"}}}}\n", cgroup.display());
+    fs::write(folder.join("journal-99999999-1.jsonl"), line).map_err(failed)?;
+    scene.succeed("clear")?;
+    ensure!(!folder.exists() && !cgroup.exists(), "something of it is still there");
+    Ok(())
+}
+
+/// A runtime folder that is not there yet, and is not there afterwards.
+fn selftest_folder(scene: &Scene) -> Result<()> {
+    let parent = scene.runtime_dir().join("new");
+    let workplace = Workplace::new(&parent, scene.cgroup().path())?;
+    ensure!(workplace.runtime_dir().starts_with(&parent) && workplace.cgroup().exists(), "not made");
+    drop(workplace);
+    ensure!(!parent.exists(), "{} is left", parent.display());
+    Ok(())
+}
+
 /// The owner dies, or panics, at every step of setting a limit.
-fn faults(scene: &Scene, variable: &str) -> Result<Finding> {
+pub fn faults(scene: &Scene, variable: &str, points: &[&str]) -> Result<Finding> {
     let pair = Pair::new(scene)?;
     let before = scene.machine()?;
-    for point in fault::POINTS {
+    for point in points {
         let mut command = scene.command(&format!("limit {}", pair.limit(RATE)));
         command.env(variable, point);
         let call = Call::spawn(command, Place::default())?;

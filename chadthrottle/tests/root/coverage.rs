@@ -28,7 +28,7 @@ fn both_ways(rate: f64) -> String {
 }
 
 /// TCP in both directions over both IPs, opened before or after the limit.
-fn connections(scene: &Scene, before: bool) -> Result<()> {
+pub fn connections(scene: &Scene, before: bool) -> Result<()> {
     let server = scene.server()?;
     let mut pairs = Vec::new();
     for version in [Version::V4, Version::V6] {
@@ -55,7 +55,7 @@ fn connections(scene: &Scene, before: bool) -> Result<()> {
     Ok(())
 }
 
-fn mptcp(scene: &Scene, before: bool) -> Result<Finding> {
+pub fn mptcp(scene: &Scene, before: bool) -> Result<Finding> {
     if std::fs::read_to_string("/proc/sys/net/mptcp/enabled").is_err() {
         return Ok(Finding::Skipped("this kernel has no multipath TCP".into()));
     }
@@ -103,7 +103,7 @@ fn ensure_multipath(pid: u32, connections: u64) -> Result<()> {
     Ok(())
 }
 
-fn own_connection_of_a_child(scene: &Scene) -> Result<()> {
+pub fn own_connection_of_a_child(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let mut client = scene.client(&[])?;
@@ -118,7 +118,7 @@ fn own_connection_of_a_child(scene: &Scene) -> Result<()> {
 }
 
 /// The parent opened the connection, the child uses it.
-fn child_that_takes_over(scene: &Scene) -> Result<()> {
+pub fn child_that_takes_over(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (before, after) = (scene.run(), scene.run());
@@ -137,7 +137,7 @@ fn child_that_takes_over(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn exec(scene: &Scene) -> Result<()> {
+pub fn exec(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (kept, new) = (scene.run(), scene.run());
@@ -152,7 +152,7 @@ fn exec(scene: &Scene) -> Result<()> {
 }
 
 /// Each opens a connection at once and moves more than its share: ten times the limit in all.
-fn short_lived_children(scene: &Scene) -> Result<()> {
+pub fn short_lived_children(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let mut client = scene.client(&[])?;
     let _limit = scene.limit(&format!("pid:{} -u {RATE}", client.pid()))?;
@@ -166,7 +166,7 @@ fn short_lived_children(scene: &Scene) -> Result<()> {
 }
 
 /// The limited process is the server; its listener is opened before or after the limit.
-fn accepted_connections(scene: &Scene) -> Result<()> {
+pub fn accepted_connections(scene: &Scene) -> Result<()> {
     let early = scene.lab.client_at(Version::V4, 6000);
     let late = scene.lab.client_at(Version::V6, 6001);
     let mut client = scene.client(&[format!("listen tcp {early}")])?;
@@ -192,7 +192,7 @@ fn accepted_connections(scene: &Scene) -> Result<()> {
     ensure_held(&peer, run, limit.since, RATE)
 }
 
-fn tree(scene: &Scene) -> Result<()> {
+pub fn tree(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let run = scene.run();
@@ -208,7 +208,7 @@ fn tree(scene: &Scene) -> Result<()> {
 }
 
 /// New connections of a process whose transfers have used up everything.
-fn connecting_in_debt(scene: &Scene) -> Result<()> {
+pub fn connecting_in_debt(scene: &Scene) -> Result<()> {
     let _server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let mut client = scene.client(&[

@@ -16,8 +16,10 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// A process in the same cgroup.
-fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
+/// A process in the same cgroup. It wants far more than the limit, but not all that the processors can do: that would
+/// tell how many others want them.
+pub fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
+    const WANTED: f64 = 30e6;
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (limited, free) = (scene.run(), scene.run());
@@ -25,15 +27,16 @@ fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
         Direction::Upload => "put",
         Direction::Download => "get",
     };
-    let transfer = |run| [format!("connect tcp {address} {way} cc=cubic run={run}")];
-    let client = scene.client(&transfer(limited))?;
-    let neighbour = scene.client(&transfer(free))?;
+    let transfer = |run, rate| [format!("connect tcp {address} {way} cc=cubic rate={rate} run={run}")];
+    let client = scene.client(&transfer(limited, 0.0))?;
+    let neighbour = scene.client(&transfer(free, WANTED))?;
     let receiver = |client| match direction {
         Direction::Upload => &server,
         Direction::Download => client,
     };
-    let start = now() + 0.3;
+    let start = now() + 0.5;
     let before = received(receiver(&neighbour), free, start, start + 2.0)?;
+    ensure!(before > WANTED / 2.0, "without a limit the neighbour has only {before:.0} bytes/s");
     let limit = scene.limit(&format!("pid:{} --{direction}-limit 1M", client.pid()))?;
     let since = limit.since + 0.5;
     let after = received(receiver(&neighbour), free, since, since + 2.0)?;
@@ -42,7 +45,7 @@ fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
     Ok(())
 }
 
-fn two_callers(scene: &Scene) -> Result<()> {
+pub fn two_callers(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (slow, fast) = (scene.run(), scene.run());
@@ -59,7 +62,7 @@ fn two_callers(scene: &Scene) -> Result<()> {
 }
 
 /// The smaller one decides, and the larger one again when it is gone.
-fn nested(scene: &Scene) -> Result<()> {
+pub fn nested(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let run = scene.run();
     let client = scene.client(&[format!("connect tcp {} put run={run}", scene.tcp(Version::V4))])?;
@@ -73,7 +76,7 @@ fn nested(scene: &Scene) -> Result<()> {
 }
 
 /// A detached limit that is set again with another rate.
-fn changed(scene: &Scene) -> Result<()> {
+pub fn changed(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
     let run = scene.run();
     let client = scene.client(&[format!("connect tcp {} put flows=4 run={run}", scene.tcp(Version::V4))])?;
@@ -92,7 +95,7 @@ fn changed(scene: &Scene) -> Result<()> {
 }
 
 /// In both directions.
-fn removed(scene: &Scene) -> Result<()> {
+pub fn removed(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(1e6))?;
     pair.ensure_held(limit.since, 1e6)?;

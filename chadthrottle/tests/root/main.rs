@@ -5,6 +5,7 @@
 
 mod accuracy;
 mod actor;
+mod backends;
 mod cleanup;
 mod command;
 mod coverage;
@@ -12,6 +13,7 @@ mod exact;
 mod independence;
 mod instrument;
 mod live;
+mod lossless;
 mod many;
 mod monitor;
 mod places;
@@ -19,6 +21,7 @@ mod raw;
 mod rights;
 mod sharing;
 mod support;
+mod targets;
 
 use libtest_mimic::Arguments;
 
@@ -31,6 +34,7 @@ fn main() -> std::process::ExitCode {
     let themes = [
         instrument::trials(),
         accuracy::trials(),
+        lossless::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),
@@ -41,6 +45,8 @@ fn main() -> std::process::ExitCode {
         rights::trials(),
         many::trials(),
         monitor::trials(),
+        targets::trials(),
+        backends::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

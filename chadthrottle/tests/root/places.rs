@@ -231,8 +231,9 @@ fn pid_namespace(scene: &Scene) -> Result<()> {
     let pair = Pair::new(scene)?;
     let ensure_refused = |code: i32| {
         for proc in [true, false] {
-            // Whatever has the id 1 there.
-            let command = in_pid_namespace(scene.command("limit pid:1 -u 1M"), proc);
+            // Whatever has the id 1 there. nftables, which could know it, is left out.
+            let words = "limit pid:1 -u 1M --upload-backend ebpf";
+            let command = in_pid_namespace(scene.command(words), proc);
             let (status, output) = Call::spawn(command, Place::default())?.finish()?;
             let message = output.messages();
             ensure!(
@@ -243,6 +244,12 @@ fn pid_namespace(scene: &Scene) -> Result<()> {
         Ok(())
     };
     ensure_refused(5)?;
+    let command = in_pid_namespace(scene.command("limit pid:1 -u 1M"), false);
+    let (status, output) = Call::spawn(command, Place::default())?.finish()?;
+    let told = output.messages();
+    let refused =
+        status.code() == Some(5) && told.contains("ebpf: ") && told.contains("nftables: /proc shows");
+    ensure!(refused, "with another namespace's /proc: {status}: {told}");
     // By an owner on the host, too.
     let limit = scene.limit(&format!("pid:{} -u {RATE}", pair.client.pid()))?;
     ensure_refused(1)?;

@@ -21,7 +21,7 @@ use crate::{
         bpf::{CgroupHook, sys},
         cgroup,
     },
-    model::{Direction, Escape, EscapeKind, LimitId},
+    model::{Direction, Escape, EscapeKind, LimitId, Rung, RungKind, Target},
 };
 
 /// One look serves all limits of a tick.
@@ -134,6 +134,7 @@ impl Holder {
     /// What all limits' processes and sockets look like now; walks at most every [`FRESH`].
     pub fn look(&mut self) -> Result<&mut Look> {
         if self.look.as_ref().is_none_or(|look| look.at.elapsed() > FRESH) {
+            self.keep_rules()?;
             let members = members::census(&self.loaded)?;
             let pids: HashSet<u32> = members.values().flatten().copied().collect();
             let records = self.walk_those(&pids)?;
@@ -144,6 +145,7 @@ impl Holder {
             if !dead.is_empty() {
                 self.loaded.attach_again(&self.cgroup)?;
             }
+            self.queue.see(&mut self.loaded, &records);
             // After the sockets: what is under way between the two readings has passed, and not moved.
             let passed = self.passed_bytes()?;
             let look = Look::new(members, records, passed);
@@ -165,8 +167,33 @@ impl Holder {
         self.look.as_mut().ok_or_else(|| Error::failed("look at the limited processes"))
     }
 
+    /// Sees to it that the rules still mean what the targets mean, and that every process is where they put it: one
+    /// can become another user's without the programs' seeing it.
+    fn keep_rules(&mut self) -> Result<()> {
+        let standing: Vec<_> =
+            self.held.values().filter(|held| Target::are_standing(&held.targets)).collect();
+        if standing.is_empty() {
+            return Ok(());
+        }
+        let changing: Vec<_> = standing
+            .iter()
+            .filter(|held| {
+                held.targets
+                    .iter()
+                    .any(|target| matches!(target, Target::Exe(_) | Target::Cgroup(_) | Target::Container(_)))
+            })
+            .map(|held| (held.key, held.targets.clone()))
+            .collect();
+        for (key, targets) in changing {
+            self.write_rules(key, &targets)?;
+        }
+        let changed = self.loaded.review(None)?.into_iter().map(|record| record.tgid).collect();
+        self.unpace_free(changed);
+        Ok(())
+    }
+
     pub fn check(&mut self, id: LimitId, direction: Direction) -> Result<Checked> {
-        let &Held { key, lapsed, .. } = self.held.get(&id).ok_or_else(|| unknown(id))?;
+        let &Held { key, lapsed, lost: lost_before, .. } = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let look = self.look()?;
         let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
         let first = look.members.get(&key).and_then(|pids| pids.first()).copied();
@@ -175,7 +202,7 @@ impl Holder {
         let at = look.at;
         let mut escapes =
             self.held.get_mut(&id).map(|held| std::mem::take(&mut held.found)).unwrap_or_default();
-        escapes.extend(self.lost()?);
+        escapes.extend(untracked(lost_before, self.lost()?));
         if lapsed {
             escapes.push(Escape {
                 kind: EscapeKind::LeaseExpired,
@@ -186,6 +213,13 @@ impl Holder {
         if let Some(pid) = first {
             escapes.extend(self.foreign(id, pid, direction));
         }
+        let rungs = match direction {
+            Direction::Download => self.queue.rungs(records.values()),
+            Direction::Upload => {
+                let late = self.loaded.degraded.iter().find(|what| what.contains("paced"));
+                vec![Rung { device: None, kind: RungKind::PacingBucket, reason: late.cloned() }]
+            }
+        };
         let now = Seen { at, passed, sockets: records };
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
         if let Some(before) = held.seen.as_ref().filter(|before| before.at != at) {
@@ -209,7 +243,7 @@ impl Holder {
         if last == Some(direction) {
             held.seen = Some(now);
         }
-        Ok(Checked { processes, sockets, escapes })
+        Ok(Checked { processes, sockets, escapes, rungs })
     }
 
     /// Bytes that each limit let through so far, by its key.
@@ -218,20 +252,12 @@ impl Holder {
         Ok(stats.into_iter().map(|(key, pair)| (key, pair.map(|stats| stats.bytes_passed))).collect())
     }
 
-    /// Children or sockets that the programs had no room for.
-    fn lost(&mut self) -> Result<Option<Escape>> {
-        let lost = self
-            .loaded
+    /// How many children and sockets the programs had no room for, since they were loaded.
+    pub fn lost(&mut self) -> Result<Lost> {
+        self.loaded
             .array::<Lost>("LOST")?
             .get(&0, 0)
-            .map_err(|cause| Error::caused(Kind::Failed, "read the eBPF map LOST", &cause))?;
-        Ok((lost != Lost::default()).then(|| Escape {
-            kind: EscapeKind::UntrackedProcess,
-            message: format!(
-                "{} children and {} new sockets of limited processes could not be followed: too many at once",
-                lost.processes, lost.sockets
-            ),
-        }))
+            .map_err(|cause| Error::caused(Kind::Failed, "read the eBPF map LOST", &cause))
     }
 
     /// Others' programs that stay at the same hook of the process's cgroup; not looked for at every tick.
@@ -269,6 +295,18 @@ impl Holder {
         ids.retain(|id| !ours.contains(id));
         Some((path, ids))
     }
+}
+
+/// What was lost since a limit was set: any of it may have been the limit's.
+fn untracked(before: Lost, now: Lost) -> Option<Escape> {
+    let processes = now.processes.saturating_sub(before.processes);
+    let sockets = now.sockets.saturating_sub(before.sockets);
+    (processes + sockets > 0).then(|| Escape {
+        kind: EscapeKind::UntrackedProcess,
+        message: format!(
+            "{processes} children and {sockets} new sockets of limited processes could not be followed: too many at once"
+        ),
+    })
 }
 
 fn untagged(records: &HashMap<u64, SocketRecord>) -> Option<Escape> {
@@ -333,6 +371,14 @@ mod tests {
         assert!(!slow.bypassed(900_000, 0, 100_000));
         assert!(!slow.bypassed(900_000, 0, 100_000));
         assert!(slow.bypassed(900_000, 0, 100_000), "nine times a low limit is seen too");
+    }
+
+    #[test]
+    fn what_was_lost_before_a_limit_is_not_its_escape() {
+        let lost = |processes, sockets| Lost { processes, sockets };
+        assert!(untracked(lost(3, 4), lost(3, 4)).is_none());
+        let escape = untracked(lost(3, 4), lost(5, 4)).unwrap();
+        assert!(escape.message.starts_with("2 children and 0 new sockets"), "{}", escape.message);
     }
 
     #[test]

@@ -21,18 +21,11 @@ use crate::error::{Context, Error, Kind, Result};
 pub(super) const EGRESS: &str = "count_egress";
 pub(super) const INGRESS: &str = "count_ingress";
 
-/// Fields whose offsets the programs want: global, struct, path.
+/// Fields whose offsets only these programs want: global, struct, path.
 const FIELDS: &[(&str, &str, &str)] = &[
     ("TASK_GROUP_LEADER", "task_struct", "group_leader"),
     ("TASK_START", "task_struct", "start_boottime"),
-    ("TASK_COMM", "task_struct", "comm"),
     ("TASK_PARENT", "task_struct", "real_parent"),
-    ("TASK_CRED", "task_struct", "real_cred"),
-    ("CRED_UID", "cred", "uid"),
-    ("TASK_CGROUPS", "task_struct", "cgroups"),
-    ("CSS_SET_CGROUP", "css_set", "dfl_cgrp"),
-    ("CGROUP_NODE", "cgroup", "kn"),
-    ("NODE_ID", "kernfs_node", "id"),
     ("SOCKET_FILE", "socket", "file"),
     ("SK_SOCKET", "sock", "sk_socket"),
     ("SK_LOCAL", "sock", "__sk_common.skc_rcv_saddr"),
@@ -41,7 +34,6 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("SK_REMOTE6", "sock", "__sk_common.skc_v6_daddr"),
     ("SK_LOCAL_PORT", "sock", "__sk_common.skc_num"),
     ("SK_REMOTE_PORT", "sock", "__sk_common.skc_dport"),
-    ("TCP_SRTT", "tcp_sock", "srtt_us"),
     ("TCP_RETRANSMITS", "tcp_sock", "total_retrans"),
 ];
 

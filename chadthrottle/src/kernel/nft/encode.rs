@@ -1,0 +1,445 @@
+//! Steps as netlink messages.
+
+use super::{
+    Count, attributes,
+    rule::{Bucket, Compare, Element, Field, Hook, Key, Part, SetKind, Step, Verdict},
+};
+use crate::kernel::nl::Message;
+
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFNL_MSG_BATCH_BEGIN: u16 = 16;
+const NFNL_MSG_BATCH_END: u16 = 17;
+const NFPROTO_UNSPEC: u8 = 0;
+const NFPROTO_INET: u8 = 1;
+
+const NFT_MSG_NEWTABLE: u16 = 0;
+const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_DELCHAIN: u16 = 5;
+const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_DELRULE: u16 = 8;
+const NFT_MSG_NEWSET: u16 = 9;
+const NFT_MSG_NEWSETELEM: u16 = 12;
+const NFT_MSG_DELSETELEM: u16 = 14;
+const NFT_MSG_NEWOBJ: u16 = 18;
+const NFT_MSG_GETOBJ: u16 = 19;
+const NFT_MSG_DELOBJ: u16 = 20;
+
+const NFT_OBJECT_COUNTER: u32 = 1;
+const NFT_OBJECT_LIMIT: u32 = 4;
+
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+
+const NFT_REG_VERDICT: u32 = 0;
+/// The first of sixteen registers of four bytes.
+const FIRST_REGISTER: u32 = 8;
+
+/// Elements of one message: an attribute holds 64 KiB at most.
+const ELEMENTS_AT_ONCE: usize = 256;
+
+/// What stands before and after the messages of a batch.
+pub(super) fn batch() -> [Message; 2] {
+    [NFNL_MSG_BATCH_BEGIN, NFNL_MSG_BATCH_END].map(|kind| {
+        // struct nfgenmsg; here the subsystem stands in its last field.
+        let [high, low] = NFNL_SUBSYS_NFTABLES.to_be_bytes();
+        Message::new(kind, 0, &[NFPROTO_UNSPEC, 0, high, low])
+    })
+}
+
+fn message(kind: u16, flags: i32) -> Message {
+    Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags as u16, &[NFPROTO_INET, 0, 0, 0])
+}
+
+fn new(kind: u16) -> Message {
+    message(kind, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
+}
+
+/// The messages for one step.
+pub(super) fn step(table: &str, step: &Step) -> Vec<Message> {
+    vec![match step {
+        Step::AddTable => add_table(table),
+        Step::AddChain(name, hook) => add_chain(table, name, *hook),
+        Step::DeleteChain(name) => named(message(NFT_MSG_DELCHAIN, 0), table, 3, name),
+        Step::FlushChain(name) => named(message(NFT_MSG_DELRULE, 0), table, 2, name),
+        Step::AddRule(chain, parts) => add_rule(table, chain, parts),
+        Step::AddSet(name, kind) => add_set(table, name, kind),
+        Step::AddElements(set, elements) => {
+            return elements.chunks(ELEMENTS_AT_ONCE).map(|chunk| add_elements(table, set, chunk)).collect();
+        }
+        Step::DeleteElements(set, keys) => {
+            return keys.chunks(ELEMENTS_AT_ONCE).map(|chunk| delete_elements(table, set, chunk)).collect();
+        }
+        Step::AddLimit(name, bucket) => add_limit(table, name, *bucket),
+        Step::DeleteLimit(name) => object(message(NFT_MSG_DELOBJ, 0), table, name, NFT_OBJECT_LIMIT),
+        Step::AddCounter(name) => {
+            let mut message = object(new(NFT_MSG_NEWOBJ), table, name, NFT_OBJECT_COUNTER);
+            message.nested(NFTA_OBJ_DATA, |_| {});
+            message
+        }
+        Step::DeleteCounter(name) => object(message(NFT_MSG_DELOBJ, 0), table, name, NFT_OBJECT_COUNTER),
+    }]
+}
+
+/// Table and name, in attributes 1 and `attribute`.
+fn named(mut message: Message, table: &str, attribute: u16, name: &str) -> Message {
+    message.text(1, table);
+    message.text(attribute, name);
+    message
+}
+
+fn word(message: &mut Message, attribute: u16, value: u32) {
+    message.attribute(attribute, &value.to_be_bytes());
+}
+
+fn long(message: &mut Message, attribute: u16, value: u64) {
+    message.attribute(attribute, &value.to_be_bytes());
+}
+
+fn add_table(table: &str) -> Message {
+    const NFTA_TABLE_FLAGS: u16 = 2;
+    const NFT_TABLE_F_OWNER: u32 = 2;
+    let mut message = new(NFT_MSG_NEWTABLE);
+    message.text(1, table);
+    word(&mut message, NFTA_TABLE_FLAGS, NFT_TABLE_F_OWNER);
+    message
+}
+
+fn add_chain(table: &str, name: &str, hook: Option<(Hook, i32)>) -> Message {
+    const NFTA_CHAIN_HOOK: u16 = 4;
+    const NFTA_CHAIN_TYPE: u16 = 7;
+    const NFTA_HOOK_HOOKNUM: u16 = 1;
+    const NFTA_HOOK_PRIORITY: u16 = 2;
+    let mut message = named(new(NFT_MSG_NEWCHAIN), table, 3, name);
+    if let Some((hook, priority)) = hook {
+        message.nested(NFTA_CHAIN_HOOK, |inner| {
+            let number = match hook {
+                Hook::Input => 1,
+                Hook::Output => 3,
+            };
+            word(inner, NFTA_HOOK_HOOKNUM, number);
+            word(inner, NFTA_HOOK_PRIORITY, priority as u32);
+        });
+        message.text(NFTA_CHAIN_TYPE, "filter");
+    }
+    message
+}
+
+fn add_rule(table: &str, chain: &str, parts: &[Part]) -> Message {
+    const NFTA_RULE_EXPRESSIONS: u16 = 4;
+    let mut message =
+        named(message(NFT_MSG_NEWRULE, libc::NLM_F_CREATE | libc::NLM_F_APPEND), table, 2, chain);
+    message.nested(NFTA_RULE_EXPRESSIONS, |list| parts.iter().for_each(|each| part(list, each)));
+    message
+}
+
+/// Adds an expression to the list.
+fn expression(list: &mut Message, name: &str, fill: impl FnOnce(&mut Message)) {
+    const NFTA_EXPR_NAME: u16 = 1;
+    const NFTA_EXPR_DATA: u16 = 2;
+    list.nested(NFTA_LIST_ELEM, |element| {
+        element.text(NFTA_EXPR_NAME, name);
+        element.nested(NFTA_EXPR_DATA, fill);
+    });
+}
+
+fn part(list: &mut Message, part: &Part) {
+    match part {
+        Part::If(field, compare, value) => {
+            load(list, *field, FIRST_REGISTER);
+            if *compare == Compare::AtMost {
+                // Compared byte by byte, so in network byte order.
+                swap(list, FIRST_REGISTER);
+                let swapped: Vec<u8> = value.iter().rev().copied().collect();
+                let value = if cfg!(target_endian = "little") { &swapped } else { value };
+                compare_with(list, FIRST_REGISTER, *compare, value);
+            } else {
+                compare_with(list, FIRST_REGISTER, *compare, value);
+            }
+        }
+        Part::Among { fields, set, not } => look_up(list, fields, set, false, *not),
+        Part::Dispatch { fields, map } => look_up(list, fields, map, true, false),
+        Part::Over(limit) => refer(list, limit, NFT_OBJECT_LIMIT),
+        Part::Count(counter) => refer(list, counter, NFT_OBJECT_COUNTER),
+        Part::Do(verdict) => act(list, verdict),
+    }
+}
+
+/// Brings a field into a register.
+fn load(list: &mut Message, field: Field, register: u32) {
+    const META_LEN: u32 = 0;
+    const META_MARK: u32 = 3;
+    const META_NFPROTO: u32 = 15;
+    const META_L4PROTO: u32 = 16;
+    const NETWORK: u32 = 1;
+    const TRANSPORT: u32 = 2;
+    const SOCKET_CGROUPV2: u32 = 3;
+    let meta = |list: &mut Message, key: u32| {
+        expression(list, "meta", |data| {
+            word(data, 1, register);
+            word(data, 2, key);
+        });
+    };
+    let payload = |list: &mut Message, base: u32, offset: u32| {
+        expression(list, "payload", |data| {
+            for (attribute, value) in [(1, register), (2, base), (3, offset), (4, field.length() as u32)] {
+                word(data, attribute, value);
+            }
+        });
+    };
+    match field {
+        Field::Family => meta(list, META_NFPROTO),
+        Field::Protocol => meta(list, META_L4PROTO),
+        Field::Length => meta(list, META_LEN),
+        Field::Mark => meta(list, META_MARK),
+        Field::Ipv4 { destination } => payload(list, NETWORK, if destination { 16 } else { 12 }),
+        Field::Ipv6 { destination } => payload(list, NETWORK, if destination { 24 } else { 8 }),
+        Field::Port { destination } => payload(list, TRANSPORT, if destination { 2 } else { 0 }),
+        Field::Cgroup { level } => expression(list, "socket", |data| {
+            for (attribute, value) in [(1, SOCKET_CGROUPV2), (2, register), (3, level)] {
+                word(data, attribute, value);
+            }
+        }),
+    }
+}
+
+/// Turns four bytes of the machine's order into network byte order.
+fn swap(list: &mut Message, register: u32) {
+    const HTON: u32 = 1;
+    expression(list, "byteorder", |data| {
+        for (attribute, value) in [(1, register), (2, register), (3, HTON), (4, 4), (5, 4)] {
+            word(data, attribute, value);
+        }
+    });
+}
+
+fn compare_with(list: &mut Message, register: u32, compare: Compare, value: &[u8]) {
+    expression(list, "cmp", |data| {
+        word(data, 1, register);
+        let operator = match compare {
+            Compare::Is => 0,
+            Compare::IsNot => 1,
+            Compare::AtMost => 3,
+        };
+        word(data, 2, operator);
+        data.nested(3, |data| data.attribute(NFTA_DATA_VALUE, value));
+    });
+}
+
+fn look_up(list: &mut Message, fields: &[Field], set: &str, dispatch: bool, not: bool) {
+    const NFTA_LOOKUP_SET: u16 = 1;
+    const NFTA_LOOKUP_SREG: u16 = 2;
+    const NFTA_LOOKUP_DREG: u16 = 3;
+    const NFTA_LOOKUP_FLAGS: u16 = 5;
+    const NFT_LOOKUP_F_INV: u32 = 1;
+    let mut register = FIRST_REGISTER;
+    for field in fields {
+        load(list, *field, register);
+        register += field.length().div_ceil(4) as u32;
+    }
+    expression(list, "lookup", |data| {
+        data.text(NFTA_LOOKUP_SET, set);
+        word(data, NFTA_LOOKUP_SREG, FIRST_REGISTER);
+        if dispatch {
+            word(data, NFTA_LOOKUP_DREG, NFT_REG_VERDICT);
+        }
+        if not {
+            word(data, NFTA_LOOKUP_FLAGS, NFT_LOOKUP_F_INV);
+        }
+    });
+}
+
+fn refer(list: &mut Message, name: &str, kind: u32) {
+    expression(list, "objref", |data| {
+        word(data, 1, kind);
+        data.text(2, name);
+    });
+}
+
+fn act(list: &mut Message, verdict: &Verdict) {
+    match verdict {
+        Verdict::Vanish { queue, xtables: false } => {
+            const NFTA_QUEUE_NUM: u16 = 1;
+            expression(list, "queue", |data| data.attribute(NFTA_QUEUE_NUM, &queue.to_be_bytes()));
+        }
+        Verdict::Vanish { queue, xtables: true } => {
+            const NFTA_TARGET_NAME: u16 = 1;
+            const NFTA_TARGET_REV: u16 = 2;
+            const NFTA_TARGET_INFO: u16 = 3;
+            // struct xt_NFQ_info, padded as xtables does.
+            let [low, high] = queue.to_ne_bytes();
+            expression(list, "target", |data| {
+                data.text(NFTA_TARGET_NAME, "NFQUEUE");
+                word(data, NFTA_TARGET_REV, 0);
+                data.attribute(NFTA_TARGET_INFO, &[low, high, 0, 0, 0, 0, 0, 0]);
+            });
+        }
+        _ => expression(list, "immediate", |data| {
+            word(data, 1, NFT_REG_VERDICT);
+            data.nested(2, |data| put_verdict(data, verdict));
+        }),
+    }
+}
+
+fn put_verdict(data: &mut Message, verdict: &Verdict) {
+    const NFTA_VERDICT_CODE: u16 = 1;
+    const NFTA_VERDICT_CHAIN: u16 = 2;
+    let (code, chain): (i32, _) = match verdict {
+        Verdict::Drop => (0, None),
+        Verdict::Accept => (1, None),
+        // Written above.
+        Verdict::Vanish { .. } => (3, None),
+        Verdict::Jump(chain) => (-3, Some(chain)),
+        Verdict::Goto(chain) => (-4, Some(chain)),
+        Verdict::Return => (-5, None),
+    };
+    data.nested(NFTA_DATA_VERDICT, |data| {
+        word(data, NFTA_VERDICT_CODE, code as u32);
+        if let Some(chain) = chain {
+            data.text(NFTA_VERDICT_CHAIN, chain);
+        }
+    });
+}
+
+fn add_set(table: &str, name: &str, kind: &SetKind) -> Message {
+    const NFTA_SET_FLAGS: u16 = 3;
+    const NFTA_SET_KEY_TYPE: u16 = 4;
+    const NFTA_SET_KEY_LEN: u16 = 5;
+    const NFTA_SET_DATA_TYPE: u16 = 6;
+    const NFTA_SET_DATA_LEN: u16 = 7;
+    const NFTA_SET_ID: u16 = 10;
+    const NFT_SET_MAP: u32 = 0x8;
+    const NFT_SET_TIMEOUT: u32 = 0x10;
+    const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
+    let mut message = named(new(NFT_MSG_NEWSET), table, 2, name);
+    let flags = if kind.map { NFT_SET_MAP } else { 0 } | if kind.timeout { NFT_SET_TIMEOUT } else { 0 };
+    let length: usize = kind.fields.iter().map(|field| field.length().next_multiple_of(4)).sum();
+    // One field alone is not padded.
+    let length = if let [only] = kind.fields[..] { only.length() } else { length };
+    word(&mut message, NFTA_SET_FLAGS, flags);
+    word(&mut message, NFTA_SET_KEY_TYPE, key_type(&kind.fields));
+    word(&mut message, NFTA_SET_KEY_LEN, length as u32);
+    if kind.map {
+        word(&mut message, NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT);
+        word(&mut message, NFTA_SET_DATA_LEN, 16);
+    }
+    // Must be there; sets are named by their names.
+    word(&mut message, NFTA_SET_ID, 1);
+    message
+}
+
+/// As nft(8) numbers them, which is the only one to look at it. Only these can be fields of a key.
+fn key_type(fields: &[Field]) -> u32 {
+    fields.iter().fold(0, |sum, field| {
+        let number = match field {
+            Field::Family => 2,
+            Field::Protocol => 12,
+            Field::Length => 4,
+            Field::Mark => 19,
+            Field::Ipv4 { .. } => 7,
+            Field::Ipv6 { .. } => 8,
+            Field::Port { .. } => 13,
+            Field::Cgroup { .. } => 46,
+        };
+        sum << 6 | number
+    })
+}
+
+fn elements(kind: u16, flags: i32, table: &str, set: &str, fill: impl FnOnce(&mut Message)) -> Message {
+    const NFTA_SET_ELEM_LIST_ELEMENTS: u16 = 3;
+    let mut message = named(message(kind, flags), table, 2, set);
+    message.nested(NFTA_SET_ELEM_LIST_ELEMENTS, fill);
+    message
+}
+
+fn put_key(element: &mut Message, key: &Key) {
+    const NFTA_SET_ELEM_KEY: u16 = 1;
+    element.nested(NFTA_SET_ELEM_KEY, |data| data.attribute(NFTA_DATA_VALUE, &key.0));
+}
+
+fn add_elements(table: &str, set: &str, list: &[Element]) -> Message {
+    const NFTA_SET_ELEM_DATA: u16 = 2;
+    const NFTA_SET_ELEM_TIMEOUT: u16 = 4;
+    elements(NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, table, set, |message| {
+        for each in list {
+            message.nested(NFTA_LIST_ELEM, |element| {
+                put_key(element, &each.key);
+                if let Some(verdict) = &each.verdict {
+                    element.nested(NFTA_SET_ELEM_DATA, |data| put_verdict(data, verdict));
+                }
+                if let Some(timeout) = each.timeout_ms {
+                    long(element, NFTA_SET_ELEM_TIMEOUT, timeout);
+                }
+            });
+        }
+    })
+}
+
+fn delete_elements(table: &str, set: &str, keys: &[Key]) -> Message {
+    elements(NFT_MSG_DELSETELEM, 0, table, set, |message| {
+        for key in keys {
+            message.nested(NFTA_LIST_ELEM, |element| put_key(element, key));
+        }
+    })
+}
+
+const NFTA_OBJ_TABLE: u16 = 1;
+const NFTA_OBJ_NAME: u16 = 2;
+const NFTA_OBJ_TYPE: u16 = 3;
+const NFTA_OBJ_DATA: u16 = 4;
+
+fn object(message: Message, table: &str, name: &str, kind: u32) -> Message {
+    let mut message = named(message, table, NFTA_OBJ_NAME, name);
+    word(&mut message, NFTA_OBJ_TYPE, kind);
+    message
+}
+
+fn add_limit(table: &str, name: &str, Bucket { rate, burst }: Bucket) -> Message {
+    const PER_SECOND: u64 = 1;
+    const NFT_LIMIT_PKT_BYTES: u32 = 1;
+    const NFT_LIMIT_F_INV: u32 = 1;
+    let mut message = object(new(NFT_MSG_NEWOBJ), table, name, NFT_OBJECT_LIMIT);
+    message.nested(NFTA_OBJ_DATA, |data| {
+        long(data, 1, rate);
+        long(data, 2, PER_SECOND);
+        word(data, 3, burst);
+        word(data, 4, NFT_LIMIT_PKT_BYTES);
+        word(data, 5, NFT_LIMIT_F_INV);
+    });
+    message
+}
+
+/// Asks for all counters of a table.
+pub(super) fn list_counters(table: &str) -> Message {
+    let mut message = message(NFT_MSG_GETOBJ, 0);
+    message.text(NFTA_OBJ_TABLE, table);
+    word(&mut message, NFTA_OBJ_TYPE, NFT_OBJECT_COUNTER);
+    message
+}
+
+/// An answer's counter, if it is one of that table: kernels may list others too.
+pub(super) fn counter(table: &str, answer: &[u8]) -> Option<(String, Count)> {
+    let attributes = attributes(answer)?;
+    if attributes.text(NFTA_OBJ_TABLE)? != table
+        || attributes.get(NFTA_OBJ_TYPE)? != NFT_OBJECT_COUNTER.to_be_bytes()
+    {
+        return None;
+    }
+    let data = attributes.within(NFTA_OBJ_DATA)?;
+    let long = |kind| Some(u64::from_be_bytes(data.get(kind)?.try_into().ok()?));
+    Some((attributes.text(NFTA_OBJ_NAME)?, Count { bytes: long(1)?, packets: long(2)? }))
+}
+
+/// Asks for all rules of a table.
+pub(super) fn list_rules(table: &str) -> Message {
+    let mut message = message(NFT_MSG_GETRULE, 0);
+    message.text(1, table);
+    message
+}
+
+/// The chain of an answer's rule, if it is one of that table.
+pub(super) fn chain_of_rule(table: &str, answer: &[u8]) -> Option<String> {
+    let attributes = attributes(answer)?;
+    (attributes.text(1)? == table).then(|| attributes.text(2))?
+}

@@ -1,0 +1,92 @@
+//! The backends that are not ebpf: the same promises, other means.
+
+use chadthrottle::kernel::fault;
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+
+use crate::{cleanup, coverage, independence, support::*};
+
+/// Names of a pair of backends: for the trials, for upload, for download.
+type Pair = (&'static str, &'static str, &'static str);
+
+const PAIRS: &[Pair] = &[("nftables", "nftables", "nftables")];
+
+/// What every backend must do.
+type Promise = (&'static str, fn(&Scene) -> Result<()>);
+
+const PROMISES: &[Promise] = &[
+    ("open_connections", |scene| coverage::connections(scene, true)),
+    ("new_connections", |scene| coverage::connections(scene, false)),
+    ("child_with_its_own_connection", coverage::own_connection_of_a_child),
+    ("child_that_takes_over", coverage::child_that_takes_over),
+    ("exec", coverage::exec),
+    ("short_lived_children", coverage::short_lived_children),
+    ("accepted_connections", coverage::accepted_connections),
+    ("tree_has_children_that_pid_has_not", coverage::tree),
+    ("connecting_in_debt_is_quick", coverage::connecting_in_debt),
+    ("a_neighbour_keeps_its_upload", |scene| independence::neighbour(scene, Direction::Upload)),
+    ("a_neighbour_keeps_its_download", |scene| independence::neighbour(scene, Direction::Download)),
+    ("two_limits_of_two_callers", independence::two_callers),
+    ("nested_limits_both_hold", independence::nested),
+    ("a_changed_limit_has_no_gap", independence::changed),
+    ("a_removed_limit_gives_full_speed_back", independence::removed),
+    ("killed_client", |scene| cleanup::client_gets(scene, Signal::SIGKILL)),
+    ("killed_owner", cleanup::killed_owner),
+    ("terminated_owner", cleanup::terminated_owner),
+    ("stopped_owner", cleanup::stopped_owner),
+    ("end_of_the_target", cleanup::end_of_the_target),
+    ("udp_senders_see_no_error", udp),
+];
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for &(name, upload, download) in PAIRS {
+        for &(promise, keep) in PROMISES {
+            trials.push(with(&format!("backends::{name}::{promise}"), upload, download, move |scene| {
+                keep(scene).map(|()| Finding::Holds)
+            }));
+        }
+        for (how, variable) in [("killed", "CHADT_FAULT_KILL"), ("panic", "CHADT_FAULT_PANIC")] {
+            trials.push(with(
+                &format!("backends::{name}::{how}_while_setting_up"),
+                upload,
+                download,
+                move |scene| cleanup::faults(scene, variable, fault::CROWD_POINTS),
+            ));
+        }
+    }
+    trials
+}
+
+/// A trial of two backends, which must be available, or say why not.
+fn with(
+    name: &str,
+    upload: &'static str,
+    download: &'static str,
+    run: impl Fn(&Scene) -> Result<Finding> + Send + 'static,
+) -> Trial {
+    trial(name, move |scene| {
+        scene.use_backends(upload, download);
+        run(scene)
+    })
+}
+
+fn udp(scene: &Scene) -> Result<()> {
+    const RATE: u64 = 2_000_000;
+    let server = scene.server()?;
+    for version in [Version::V4, Version::V6] {
+        for before in [true, false] {
+            let run = scene.run();
+            let transfer = format!("udp {} put rate={} run={run}", scene.udp(version), 3 * RATE);
+            let mut client = scene.client(if before { std::slice::from_ref(&transfer) } else { &[] })?;
+            let _limit = scene.limit(&format!("pid:{} -u {RATE}", client.pid()))?;
+            if !before {
+                client.tell(&transfer)?;
+            }
+            ensure_held(&server, run, now(), RATE as f64)?;
+            let errors = client.meter().totals(run).errors;
+            ensure!(errors == 0, "{version:?}: {errors} errors from sendto");
+        }
+    }
+    Ok(())
+}
