@@ -1,6 +1,8 @@
 //! The values of the eBPF maps. Fixed-width integers only, no padding, sizes asserted: both sides
 //! are compiled by different compilers for different machines and must see the same bytes.
 
+use crate::window::PERIODS;
+
 /// Limits that may hold one socket at the same time (a process in a unit of a user …).
 pub const MAX_NESTED: usize = 4;
 
@@ -31,8 +33,45 @@ pub struct CgroupThrottleConfig {
     pub burst_size: u64,
     /// Process the limit was set on, in the initial PID namespace; 0: none.
     pub pid: u32,
+    /// Download: class of the limit in our queue, `CLASS_MAJOR << 16 | minor`; 0: it has none, and is held
+    /// by its bucket alone.
+    pub class_id: u32,
+    /// Download: delay that the queue may have, in microseconds, to which the advertised windows are cut;
+    /// 0: windows are left as they are.
+    pub queue_us: u32,
     /// Reserved, zero.
     pub flags: u32,
+}
+
+/// Major number of the classes of our queues. A packet at the socket whose priority has it came through one.
+pub const CLASS_MAJOR: u32 = 0xc4ad;
+
+/// Connections of a limit that acknowledged something lately. Map `CGROUP_FLOWS`; see
+/// [`crate::window::PERIODS`].
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ActiveFlows {
+    /// One word a period, by its number modulo their count.
+    pub periods: [u64; PERIODS],
+}
+
+/// What is remembered of a limited connection's windows (`SK_STORAGE` map `WINDOWS`). Unlike the tag it is
+/// not inherited from the listener.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlowWindow {
+    /// Limit under which `edge` was advertised; 0: there is no edge yet.
+    pub limit: u64,
+    /// Bytes a second of the limit at that time.
+    pub rate_bps: u64,
+    /// Right edge that was advertised last.
+    pub edge: u32,
+    /// Shortest round trip seen, in microseconds; 0: none yet.
+    pub min_rtt_us: u32,
+    /// Period in which the connection was last counted as active.
+    pub period: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// One direction's bucket. Map `CGROUP_BUCKETS`, as `[_; 2]`.
@@ -67,6 +106,13 @@ pub struct TokenBucket {
     pub level_passed: u64,
     /// Packets refused at the last look.
     pub level_refused: u64,
+    /// Download: virtual time of the slice that is kept for traffic beside the queue (see
+    /// [`crate::bucket::BESIDE_SHIFT`]).
+    pub beside_time: u64,
+    /// Download: [`CgroupThrottleConfig::class_id`].
+    pub class_id: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// New figures for a bucket in use, the packet that `change_bucket` is run with. A bucket is never
@@ -98,9 +144,9 @@ pub struct ThrottleStats {
     pub packets_dropped: u64,
     /// Bytes refused.
     pub bytes_dropped: u64,
-    /// Packets that were given a departure time in the future.
+    /// Packets that came through our queue: counted among those let through too.
     pub packets_delayed: u64,
-    /// Packets marked, or whose sender was told to slow down.
+    /// Packets marked, or that told the other side to slow down: whose advertised window was lowered.
     pub packets_marked: u64,
 }
 
@@ -118,6 +164,10 @@ pub struct Tag {
     pub epoch: u64,
     /// Ids of the limits that hold this socket; zero ends the list.
     pub limits: [u64; MAX_NESTED],
+    /// Device of which the owner was told last that packets for this socket arrive there.
+    pub told_device: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// Several processes with different limits hold the socket: whoever used it last owns it.
@@ -174,10 +224,14 @@ pub struct Lost {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Event {
-    /// [`EVENT_EXIT`] or [`EVENT_ACCEPTED`].
+    /// `EVENT_*`.
     pub kind: u32,
     /// The process, by its tgid in the initial PID namespace.
     pub tgid: u32,
+    /// [`EVENT_DEVICE`]: number of the device in the socket's network namespace; else 0.
+    pub device: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// A limited process ended.
@@ -185,6 +239,12 @@ pub const EVENT_EXIT: u32 = 1;
 /// A connection accepted from a shared listener of this process carries traffic, and it is not known
 /// yet who holds it.
 pub const EVENT_ACCEPTED: u32 = 2;
+/// Packets of a socket whose download is limited arrive at a device without passing our queue.
+pub const EVENT_DEVICE: u32 = 3;
+
+/// A process came under other limits than before by what it is: its open sockets must be tagged, and may be
+/// paced no more.
+pub const EVENT_CHANGED: u32 = 4;
 
 /// One line of the socket iterator: an open IPv4 or IPv6 socket of a limited process.
 #[repr(C)]
@@ -206,6 +266,10 @@ pub struct SocketRecord {
     pub bytes_received: u64,
     /// [`Flow::level`] of the socket.
     pub level: u64,
+    /// Inode number of the socket's network namespace.
+    pub namespace: u32,
+    /// Number of the device, in that namespace, at which its last packets arrived; 0: not known.
+    pub device: u32,
 }
 
 /// The socket carried no tag, or one that lacked a limit of its process, until now.
@@ -216,19 +280,23 @@ pub const RECORD_SHARED: u32 = 2;
 pub const RECORD_LISTENER: u32 = 4;
 /// The flow follows the level of its limits by itself.
 pub const RECORD_FOLLOWS: u32 = 8;
+/// The socket has advertised a window that a limit of its process lowered, or would have.
+pub const RECORD_LOWERED: u32 = 16;
 
 const _: () = {
-    assert!(size_of::<CgroupThrottleConfig>() == 32);
-    assert!(size_of::<TokenBucket>() == 96);
+    assert!(size_of::<CgroupThrottleConfig>() == 40);
+    assert!(size_of::<ActiveFlows>() == 32);
+    assert!(size_of::<FlowWindow>() == 32);
+    assert!(size_of::<TokenBucket>() == 112);
     assert!(size_of::<ThrottleStats>() == 48);
-    assert!(size_of::<Tag>() == 56);
+    assert!(size_of::<Tag>() == 64);
     assert!(size_of::<Flow>() == 24);
     assert!(size_of::<ProcessEntry>() == 40);
     assert!(size_of::<State>() == 16);
     assert!(size_of::<Lost>() == 16);
-    assert!(size_of::<Event>() == 8);
-    assert!(size_of::<BucketChange>() == 120);
-    assert!(size_of::<SocketRecord>() == 48);
+    assert!(size_of::<Event>() == 16);
+    assert!(size_of::<BucketChange>() == 136);
+    assert!(size_of::<SocketRecord>() == 56);
 };
 
 #[cfg(feature = "user")]
@@ -240,6 +308,8 @@ mod pod {
     unsafe impl aya::Pod for TokenBucket {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ThrottleStats {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for ActiveFlows {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Tag {}
     // SAFETY: as above.

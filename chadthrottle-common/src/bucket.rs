@@ -53,6 +53,20 @@ pub const GSO_BYTES: u64 = 68_000;
 /// Largest TCP packet that connecting, acknowledging and closing need, in bytes.
 pub const SMALL_PACKET: u64 = 120;
 
+/// Packets of a limit with a queue that do not come through it (loopback, devices without a queue) share its
+/// bucket. While the queue is full they may still have rate >> this: a sixteenth. So name service answers, and
+/// whatever else is small, do not starve behind a download, and all together stay below a tenth over the limit.
+pub const BESIDE_SHIFT: u32 = 4;
+
+/// Largest packet that counts as an answer, in bytes: answers may find the slice beside the queue in debt by
+/// [`TokenBucket::small_ticks`] of its rate, which is what a bulk transfer there leaves behind.
+pub const ANSWER: u64 = 1_500;
+
+/// Debt up to which packets that come out of the queue are charged, in ticks: what a timer that was late lets out
+/// at once. Beyond it they are not, for a queue whose clock runs a little faster than the bucket's must not add up
+/// to a debt that never ends.
+pub const QUEUE_SLACK: u64 = 50_000_000 * TICKS_PER_NS;
+
 /// The word of virtual time, shared by all CPUs. In the kernel it is a map value, on the host an
 /// [`core::sync::atomic::AtomicU64`].
 pub trait Word {
@@ -73,6 +87,12 @@ pub fn cost(bytes: u64, rate: NonZeroU64) -> u64 {
     bytes * TICKS_PER_SECOND / rate
 }
 
+/// What a packet costs the slice of `rate` that traffic beside the queue has, in ticks; see [`BESIDE_SHIFT`].
+#[inline(always)]
+pub fn cost_beside(bytes: u64, rate: NonZeroU64) -> u64 {
+    cost(bytes, NonZeroU64::new(rate.get() >> BESIDE_SHIFT).unwrap_or(NonZeroU64::MIN))
+}
+
 /// The clock of a bucket: ticks since `epoch_ns`; 0 before it.
 #[inline(always)]
 pub fn ticks(now_ns: u64, epoch_ns: u64) -> u64 {
@@ -83,6 +103,20 @@ pub fn ticks(now_ns: u64, epoch_ns: u64) -> u64 {
 #[inline(always)]
 pub fn has_room(virtual_time: u64, now: u64, tolerated: u64) -> bool {
     virtual_time <= now.saturating_add(tolerated)
+}
+
+/// How many of the `tolerated` debts, in ticks, the bucket's debt exceeds: [`has_room`] for each, but for a tick,
+/// and without a branch. A program that asks several buckets would else have so many ways through it that the
+/// verifier gives up.
+#[inline(always)]
+pub fn exceeded<const N: usize>(virtual_time: u64, now: u64, tolerated: [u64; N]) -> u64 {
+    let mut count = 0;
+    for debt in tolerated {
+        // Halves, whose difference has a sign.
+        let most = now.wrapping_add(debt) >> 1;
+        count += most.wrapping_sub(virtual_time >> 1) >> 63;
+    }
+    count
 }
 
 /// Charges `cost` to a bucket whose virtual time was seen as `seen`.

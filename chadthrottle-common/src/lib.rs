@@ -6,4 +6,6 @@ pub mod abi;
 pub mod bucket;
 pub mod pacing;
 pub mod remote;
+pub mod rules;
+pub mod window;
 pub mod wire;

@@ -20,6 +20,24 @@ macro_rules! globals {
 }
 
 globals! {
+    TASK_PID,
+    TASK_COMM,
+    TASK_MM,
+    TASK_REAL_CRED,
+    TASK_CGROUPS,
+    MM_EXE_FILE,
+    FILE_DENTRY,
+    FILE_INODE,
+    DENTRY_NAME,
+    INODE_NUMBER,
+    INODE_SB,
+    SB_DEVICE,
+    CRED_UID,
+    CSS_SET_CGROUP,
+    CGROUP_KN,
+    CGROUP_PARENT,
+    KN_ID,
+    KN_NAME,
     TASK_TGID,
     TASK_SIGNAL,
     SIGNAL_LIVE,
@@ -30,6 +48,15 @@ globals! {
     SK_MAX_PACING_RATE,
     TCP_BYTES_ACKED,
     TCP_BYTES_RECEIVED,
+    SK_NET,
+    NET_INUM,
+    /// 0: this kernel has no such field.
+    SK_RX_DEVICE,
+    TCP_RCV_WSCALE,
+    /// Bit of that byte at which it starts.
+    TCP_RCV_WSCALE_SHIFT,
+    TCP_RCV_RTT_US,
+    TCP_SRTT_US,
     /// 1 when bpf_skc_to_mptcp_sock is there (5.19).
     HAVE_MPTCP,
 }

@@ -11,10 +11,12 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{
-        BucketChange, DOWNLOAD, EVENT_ACCEPTED, Event, MAX_NESTED, TAG_LISTENER, TAG_SHARED, TAG_TOLD, Tag,
-        ThrottleStats, TokenBucket, UPLOAD,
+        BucketChange, CLASS_MAJOR, DOWNLOAD, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER,
+        TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
-    bucket::{SMALL_PACKET, Word, charge, cost, has_room, ticks},
+    bucket::{
+        ANSWER, BESIDE_SHIFT, QUEUE_SLACK, SMALL_PACKET, Word, charge, cost, cost_beside, exceeded, has_room, ticks,
+    },
     pacing::BURST_TICKS,
     wire::Wire,
 };
@@ -33,7 +35,11 @@ const PASS: i32 = 1;
 const DROP_AND_SLOW_DOWN: i32 = 2;
 
 const IPPROTO_TCP: u32 = 6;
-const TCP_LISTEN: u32 = 10;
+/// State of a listening socket.
+pub const TCP_LISTEN: u32 = 10;
+
+/// Number of the loopback device in every network namespace.
+const LOOPBACK: u32 = 1;
 
 /// What the packet's socket carries. The helpers themselves refuse what is no full socket.
 #[inline(always)]
@@ -69,22 +75,62 @@ unsafe fn is_tcp(socket: *mut bpf_sock) -> bool {
     }
 }
 
+/// Whether it belongs to a listener that several processes share, and none of them has claimed it yet.
+#[inline(always)]
+fn unclaimed(tag: &Tag) -> bool {
+    let flags = TAG_SHARED | TAG_LISTENER;
+    tag.flags & flags == flags
+}
+
+/// The tag of a socket that limits hold, resolved; `None` when none does.
+///
+/// # Safety
+/// `socket` is one that the verifier knows.
+#[inline(always)]
+pub unsafe fn held_tag(socket: *mut bpf_sock, epoch: u64) -> Option<&'static mut Tag> {
+    // SAFETY: the caller's.
+    let tag = unsafe { tag_of(socket) }?;
+    resolve(tag, epoch);
+    (tag.limits[0] != 0 && !unclaimed(tag)).then_some(tag)
+}
+
+/// Tells the owner at which device a socket's packets arrive, when it is another one than before.
+#[inline(always)]
+fn tell_device(ctx: &SkBuffContext, tag: &mut Tag) {
+    // SAFETY: a field of the context.
+    let device = unsafe { (*ctx.skb.skb).ifindex };
+    if device != tag.told_device && device != LOOPBACK {
+        tag.told_device = device;
+        let _ = EVENTS.output::<Event>(Event { kind: EVENT_DEVICE, tgid: tag.tgid, device, pad: 0 }, 0);
+    }
+}
+
 /// A connection from a listener that several processes share, which none has claimed yet: tells the
 /// owner, once, so that it looks who holds it.
 #[inline(always)]
 fn tell_owner(tag: &mut Tag) {
     if tag.flags & TAG_TOLD == 0 {
         tag.flags |= TAG_TOLD;
-        let _ = EVENTS.output::<Event>(Event { kind: EVENT_ACCEPTED, tgid: tag.tgid }, 0);
+        let _ = EVENTS.output::<Event>(Event { kind: EVENT_ACCEPTED, tgid: tag.tgid, device: 0, pad: 0 }, 0);
     }
 }
 
+/// The counters of one direction, 0 or 1, of a limit.
 #[inline(always)]
-unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool) {
-    let Some(pair) = CGROUP_STATS.get_ptr_mut(id) else { return };
-    // SAFETY: a map value of two elements, direction 0 or 1.
+pub fn stats(id: u64, direction: usize) -> Option<*mut ThrottleStats> {
+    // SAFETY: a map value of two elements.
+    CGROUP_STATS.get_ptr_mut(id).map(|pair| unsafe { pair.cast::<ThrottleStats>().add(direction) })
+}
+
+/// `queued`: it has waited in a queue.
+#[inline(always)]
+unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool, queued: bool) {
+    let Some(stats) = stats(id, direction) else { return };
+    // SAFETY: points into a map value.
     unsafe {
-        let stats = pair.cast::<ThrottleStats>().add(direction);
+        if queued {
+            atomic::add(&raw mut (*stats).packets_delayed, wire.packets);
+        }
         if passed {
             atomic::add(&raw mut (*stats).packets_passed, wire.packets);
             atomic::add(&raw mut (*stats).bytes_passed, wire.bytes);
@@ -95,6 +141,13 @@ unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool) {
     }
 }
 
+// What a packet is: the higher, the more debt it may find. 0: none of these.
+const TCP: u64 = 1;
+/// It may be an acknowledgement.
+const SMALL_TCP: u64 = 2;
+/// Opens, closes or resets a connection.
+const URGENT_TCP: u64 = 3;
+
 /// A packet that a limit may hold.
 struct Packet<'a> {
     ctx: &'a SkBuffContext,
@@ -103,6 +156,8 @@ struct Packet<'a> {
     /// [`recent_ns`](crate::maps::recent_ns): what has room by it has room by the clock.
     recent_ns: u64,
     wire: Wire,
+    /// Of a packet that came through a queue, its class.
+    priority: u32,
 }
 
 /// A limit's bucket, as the packet found it.
@@ -142,41 +197,75 @@ impl Packet<'_> {
         }
     }
 
+    /// Whether the packet came through this very limit's queue: then it has waited its time.
     #[inline(always)]
-    unsafe fn has_room(&self, found: &mut Found) -> bool {
-        if has_room(found.seen, found.now, 0) {
-            return true;
-        }
+    unsafe fn was_queued(&self, found: &Found) -> bool {
+        // SAFETY: the pointer came from the map in this run.
+        unsafe { (*found.bucket).class_id != 0 && (*found.bucket).class_id == self.priority }
+    }
+
+    /// What a packet has to be to pass: 0 anything, then [`TCP`] and so on; more than these: nothing passes.
+    #[inline(always)]
+    unsafe fn demand(&self, found: &Found, now_ns: u64) -> u64 {
         // SAFETY: the pointer came from the map in this run.
         unsafe {
-            found.now = ticks(bpf_ktime_get_ns(), (*found.bucket).epoch_ns);
-            if has_room(found.seen, found.now, 0) {
-                return true;
-            }
-            if self.direction == UPLOAD
-                && (*found.bucket).level != 0
-                && has_room(found.seen, found.now, BURST_TICKS)
-                && is_tcp(self.socket)
-            {
-                return true;
-            }
-            // TCP that may be an acknowledgement, or opens or closes a connection.
-            self.wire.bytes <= SMALL_PACKET
-                && is_tcp(self.socket)
-                && (has_room(found.seen, found.now, (*found.bucket).small_ticks)
-                    || has_room(found.seen, found.now, (*found.bucket).urgent_ticks)
-                        && packet::is_urgent(self.ctx))
+            let paced = self.direction == UPLOAD && (*found.bucket).level != 0;
+            let burst = if paced { BURST_TICKS } else { 0 };
+            let tolerances = [0, burst, (*found.bucket).small_ticks, (*found.bucket).urgent_ticks];
+            let exceeded = exceeded(found.seen, ticks(now_ns, (*found.bucket).epoch_ns), tolerances);
+            if self.was_queued(found) { 0 } else { exceeded }
+        }
+    }
+
+    /// The highest demand that this packet meets. Only asked when there is one.
+    #[inline(always)]
+    unsafe fn meets(&self) -> u64 {
+        // SAFETY: the socket came with the context.
+        if !unsafe { is_tcp(self.socket) } {
+            0
+        } else if self.wire.bytes > SMALL_PACKET {
+            TCP
+        } else if packet::is_urgent(self.ctx) {
+            URGENT_TCP
+        } else {
+            SMALL_TCP
         }
     }
 
     #[inline(always)]
-    unsafe fn charge<const CAS: bool>(&self, id: u64, found: &Found) {
+    unsafe fn charge<const CAS: bool>(&self, id: u64, found: &Found, queue_slack: u64) {
         // SAFETY: as above.
         unsafe {
             let word = MapWord::<CAS>(&raw mut (*found.bucket).virtual_time);
             let cost = cost(self.wire.bytes, found.rate);
-            charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
-            count(id, self.direction, self.wire, true);
+            // What this limit's queue has held is not asked: it only takes room from what comes past it.
+            if has_room(found.seen, found.now, queue_slack) || !self.was_queued(found) {
+                charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
+            }
+            count(id, self.direction, self.wire, true, self.priority >> 16 == CLASS_MAJOR);
+        }
+    }
+
+    /// 0 when it may pass beside the limit's queue although the bucket is in debt, in the slice kept for that; else 1.
+    #[inline(always)]
+    unsafe fn refused_beside(&self, found: &Found, now_ns: u64, meets: u64) -> u64 {
+        // SAFETY: as above.
+        unsafe {
+            if (*found.bucket).class_id == 0 {
+                return 1;
+            }
+            let answer = meets != TCP && self.wire.bytes <= ANSWER;
+            let tolerated = if answer { (*found.bucket).small_ticks << BESIDE_SHIFT } else { 0 };
+            exceeded((*found.bucket).beside_time, ticks(now_ns, (*found.bucket).epoch_ns), [tolerated])
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn charge_beside<const CAS: bool>(&self, found: &Found) {
+        // SAFETY: as above.
+        unsafe {
+            let word = MapWord::<CAS>(&raw mut (*found.bucket).beside_time);
+            charge(&word, word.load(), found.now, cost_beside(self.wire.bytes, found.rate), 0);
         }
     }
 
@@ -193,44 +282,82 @@ impl Packet<'_> {
     unsafe fn pass_one<const CAS: bool>(&self, id: u64) -> bool {
         // SAFETY: as above.
         unsafe {
-            let Some(mut found) = self.find::<CAS>(self.bucket(id)) else { return true };
+            let Some(found) = self.find::<CAS>(self.bucket(id)) else { return true };
             self.look_at_level(id, &found);
-            let passes = self.has_room(&mut found);
+            let mut passes = has_room(found.seen, found.now, 0) || self.was_queued(&found);
+            if !passes {
+                let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
+                passes = self.demand(&found, now_ns) <= meets;
+                if !passes && self.refused_beside(&found, now_ns, meets) == 0 {
+                    self.charge_beside::<CAS>(&found);
+                    passes = true;
+                }
+            }
             if passes {
-                self.charge::<CAS>(id, &found);
+                self.charge::<CAS>(id, &found, QUEUE_SLACK);
             } else {
-                count(id, self.direction, self.wire, false);
+                count(id, self.direction, self.wire, false, false);
             }
             passes
         }
     }
 
-    /// Nested limits: all are asked, then all are charged.
+    /// Whether it passes nested limits of which one seems to have no room; counts it where not.
+    #[inline(always)]
+    unsafe fn pass_late<const CAS: bool>(
+        &self,
+        buckets: &[*mut TokenBucket; MAX_NESTED],
+        ids: &[u64; MAX_NESTED],
+    ) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
+            let mut refused = [0; MAX_NESTED];
+            let mut any = 0;
+            for (bucket, refused) in buckets.iter().zip(&mut refused) {
+                if let Some(found) = self.find::<CAS>(*bucket) {
+                    // 1 when the demand is higher: no branch, as in `exceeded`.
+                    *refused = meets.wrapping_sub(self.demand(&found, now_ns)) >> 63;
+                    any += *refused;
+                }
+            }
+            if any != 0 {
+                for (refused, id) in refused.iter().zip(ids) {
+                    if *refused != 0 {
+                        count(*id, self.direction, self.wire, false, false);
+                    }
+                }
+            }
+            any == 0
+        }
+    }
+
+    /// Nested limits: all are asked, then all are charged. There is no slice beside their queue: with it the programs
+    /// have more ways through them than the verifier gets to the end of in a reasonable time. So the queue is only
+    /// charged where there is room, and leaves some to others.
     #[inline(always)]
     unsafe fn pass_all<const CAS: bool>(&self, ids: &[u64; MAX_NESTED]) -> bool {
-        let mut passes = true;
         // SAFETY: as above.
         unsafe {
             let [a, b, c, d] = *ids;
             let buckets = [self.bucket(a), self.bucket(b), self.bucket(c), self.bucket(d)];
-            for (bucket, id) in buckets.iter().zip(ids) {
-                if let Some(mut found) = self.find::<CAS>(*bucket)
-                    && !self.has_room(&mut found)
-                {
-                    passes = false;
-                    count(*id, self.direction, self.wire, false);
+            let mut late = 0;
+            for bucket in buckets {
+                if let Some(found) = self.find::<CAS>(bucket) {
+                    late += exceeded(found.seen, found.now, [0]);
                 }
             }
-            if passes {
-                for (bucket, id) in buckets.iter().zip(ids) {
-                    if let Some(found) = self.find::<CAS>(*bucket) {
-                        self.look_at_level(*id, &found);
-                        self.charge::<CAS>(*id, &found);
-                    }
+            if late != 0 && !self.pass_late::<CAS>(&buckets, ids) {
+                return false;
+            }
+            for (bucket, id) in buckets.iter().zip(ids) {
+                if let Some(found) = self.find::<CAS>(*bucket) {
+                    self.look_at_level(*id, &found);
+                    self.charge::<CAS>(*id, &found, 0);
                 }
             }
         }
-        passes
+        true
     }
 }
 
@@ -250,14 +377,17 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         if tag.limits[0] == 0 {
             return None;
         }
-        let unclaimed = TAG_SHARED | TAG_LISTENER;
-        if tag.flags & unclaimed == unclaimed {
+        if unclaimed(tag) {
             if (*socket).state != TCP_LISTEN {
                 tell_owner(tag);
             }
             return None;
         }
-        let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx) };
+        let priority = (*ctx.skb.skb).priority;
+        if direction == DOWNLOAD && priority >> 16 != CLASS_MAJOR {
+            tell_device(ctx, tag);
+        }
+        let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx), priority };
         let passes = if tag.limits[1] == 0 {
             packet.pass_one::<CAS>(tag.limits[0])
         } else {
@@ -317,6 +447,9 @@ pub fn change_bucket(ctx: SkBuffContext) -> i32 {
         (*bucket).capacity_ticks = change.bucket.capacity_ticks;
         (*bucket).small_ticks = change.bucket.small_ticks;
         (*bucket).urgent_ticks = change.bucket.urgent_ticks;
+        (*bucket).class_id = change.bucket.class_id;
+        // No debt: it would be far longer, or shorter, at another rate.
+        (*bucket).beside_time = 0;
         (*bucket).level = change.bucket.level;
         (*bucket).level_period_ns = change.bucket.level_period_ns;
         atomic::add(&raw mut (*bucket).virtual_time, change.shift);

@@ -2,7 +2,9 @@
 //!
 //! - [`limit`]: a packet at the socket's hook: which limits hold it, may it pass.
 //! - [`pacing`]: TCP sends no faster than the limit, so that nothing need be refused.
-//! - [`tracking`]: which processes are limited: fork and exit.
+//! - [`download`]: the queue in front of a download limit, and the windows that keep it short.
+//! - [`tracking`]: which processes are limited: fork, exec, new names, new cgroups, exit.
+//! - [`rules`]: which limits a process comes under by what it is.
 //! - [`sockets`]: which sockets those processes own: at birth, open already, in use.
 //! - [`maps`], [`atomic`], [`kernel`]: maps, atomics on map values, fields of kernel objects.
 //!
@@ -14,11 +16,13 @@
 #![allow(internal_features)] // the atomics: core::sync::atomic has no read-modify-write on this target
 
 mod atomic;
+mod download;
 mod kernel;
 mod limit;
 mod maps;
 mod packet;
 mod pacing;
+mod rules;
 mod sockets;
 mod tracking;
 

@@ -8,8 +8,8 @@ use aya_ebpf::{
     maps::{Array, HashMap, RingBuf},
 };
 use chadthrottle_common::abi::{
-    CgroupThrottleConfig, Flow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag, ThrottleStats,
-    TokenBucket,
+    ActiveFlows, CgroupThrottleConfig, Flow, FlowWindow, Lost, MAX_LIMITS, MAX_PROCESSES, ProcessEntry, State, Tag,
+    ThrottleStats, TokenBucket,
 };
 
 /// BTF definition of a BPF_MAP_TYPE_SK_STORAGE map with flags of one's own.
@@ -74,6 +74,12 @@ pub static TAGS: SocketStorage<Tag, 0x201> = SocketStorage::new();
 #[btf_map]
 pub static FLOWS: SocketStorage<Flow, 0x1> = SocketStorage::new();
 
+/// BPF_F_NO_PREALLOC: what is remembered of a connection's windows is not its children's.
+#[btf_map]
+pub static WINDOWS: SocketStorage<FlowWindow, 0x1> = SocketStorage::new();
+
+#[map]
+pub static CGROUP_FLOWS: HashMap<u64, ActiveFlows> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]
 pub static CGROUP_CONFIGS: HashMap<u64, [CgroupThrottleConfig; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]
@@ -149,10 +155,22 @@ pub fn live_state() -> Option<(&'static State, u64)> {
     (now < state.lease_deadline_ns).then_some((state, now))
 }
 
+/// How often a process came under other limits by what it became: the programs' own part of the epoch, which
+/// only they write.
+#[map]
+pub static MOVES: Array<u64> = Array::with_max_entries(1, 0);
+
+/// The owner's epoch and the programs' own in one number; a change of either changes it.
+#[inline(always)]
+pub fn now_with_moves(epoch: u64) -> u64 {
+    epoch.wrapping_add(MOVES.get(0).copied().unwrap_or(0))
+}
+
 /// The limits a tag stands for, found out again when the set of limits has changed since.
 /// A socket whose owner is gone keeps what it had.
 #[inline(always)]
 pub fn resolve(tag: &mut Tag, epoch: u64) {
+    let epoch = now_with_moves(epoch);
     if tag.epoch == epoch {
         return;
     }
@@ -164,4 +182,6 @@ pub fn resolve(tag: &mut Tag, epoch: u64) {
         tag.limits = entry.limits;
     }
     tag.epoch = epoch;
+    // The owner may have forgotten.
+    tag.told_device = 0;
 }

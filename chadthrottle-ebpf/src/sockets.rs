@@ -10,14 +10,15 @@ use aya_ebpf::{
     programs::{BtfTracePointContext, SockContext},
 };
 use chadthrottle_common::abi::{
-    MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord,
-    TAG_LISTENER, TAG_SHARED, Tag,
+    MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_LOWERED, RECORD_SHARED, RECORD_WAS_UNTAGGED,
+    SocketRecord, TAG_LISTENER, TAG_SHARED, Tag,
 };
 
 use crate::{
     atomic,
     kernel::{field, global},
-    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, live_state, note_protocol},
+    maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, WINDOWS, live_state, note_protocol, now_with_moves},
+    rules::join_by_user,
 };
 
 const AF_INET: u16 = 2;
@@ -26,7 +27,7 @@ const TCP_LISTEN: u8 = 10;
 
 #[inline(always)]
 fn epoch() -> u64 {
-    STATE.get(0).map_or(0, |state| state.epoch)
+    STATE.get(0).map_or(0, |state| now_with_moves(state.epoch))
 }
 
 #[inline(always)]
@@ -41,6 +42,7 @@ fn own(tag: &mut Tag, tgid: u32, entry: &ProcessEntry) {
 #[cgroup_sock(sock_create)]
 pub fn tag_new_socket(ctx: SockContext) -> i32 {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    join_by_user(tgid);
     // SAFETY: the context is the socket.
     unsafe {
         if let Some(entry) = PROCESSES.get(tgid) {
@@ -57,7 +59,7 @@ pub fn tag_new_socket(ctx: SockContext) -> i32 {
 
 #[repr(C)]
 pub struct IterMeta {
-    seq: *mut seq_file,
+    pub seq: *mut seq_file,
     session: u64,
     number: u64,
 }
@@ -173,7 +175,22 @@ pub fn tag_open_sockets(ctx: *mut TaskFileContext) -> i32 {
             bytes_acked: 0,
             bytes_received: 0,
             level: 0,
+            namespace: 0,
+            device: 0,
         };
+        let net: *const c_void = field(sk, global::SK_NET());
+        if !net.is_null() {
+            record.namespace = field(net, global::NET_INUM());
+        }
+        if let Some(flow) = WINDOWS.get(sk)
+            && flow.limit != 0
+            && entry.limits.iter().any(|limit| *limit == flow.limit)
+        {
+            record.flags |= RECORD_LOWERED;
+        }
+        if global::SK_RX_DEVICE() != 0 {
+            record.device = field(sk, global::SK_RX_DEVICE());
+        }
         if let Some(flow) = FLOWS.get(sk) {
             record.level = flow.level;
             if flow.follows != 0 {

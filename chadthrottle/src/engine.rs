@@ -8,6 +8,7 @@
 mod held;
 mod meter;
 mod place;
+mod subject;
 #[cfg(test)]
 mod tests;
 mod watch;
@@ -27,7 +28,7 @@ use self::{
 use crate::{
     backend::{Backend, Driver, Site, select::Known},
     error::{Error, Kind, Result},
-    kernel::{fault, process},
+    kernel::fault,
     model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
     owner::protocol::{EndReason, LimitRequest},
 };
@@ -137,7 +138,7 @@ impl Engine {
         let mut seen = HashSet::new();
         let targets: Vec<Target> =
             request.targets.iter().filter(|target| seen.insert(*target)).cloned().collect();
-        let name = valid_targets(&targets)?;
+        let name = subject::look(&targets, request.wait)?;
         self.move_to(&request.site)?;
         let wanted = PerDirection::from_fn(|direction| match request.rates.get(direction) {
             Some(rate) => Want::Rate(*rate, request.backends.get(direction).clone()),
@@ -182,8 +183,7 @@ impl Engine {
         rates: &PerDirection<Option<Rate>>,
     ) -> Result<(LimitReport, Vec<String>)> {
         validate(rates)?;
-        let mut held =
-            self.take(id).ok_or_else(|| Error::new(Kind::NotFound, format!("no limit has the id {id}")))?;
+        let mut held = self.take(id).ok_or_else(|| unknown(id))?;
         let wanted = PerDirection::from_fn(|direction| match rates.get(direction) {
             Some(rate) => Want::Rate(*rate, None),
             None => Want::Keep,
@@ -212,6 +212,14 @@ impl Engine {
             .map(|held| held.id)
             .collect();
         self.end_each(ids, EndReason::Cleared, now)
+    }
+
+    /// Ends one limit. [`Kind::NotFound`] for an unknown id.
+    pub fn remove(&mut self, id: LimitId, now: Instant) -> Result<Vec<Event>> {
+        match self.limits.contains_key(&id) {
+            true => Ok(self.end_each(vec![id], EndReason::Cleared, now)),
+            false => Err(unknown(id)),
+        }
     }
 
     /// Ends a client's limits that are not detached; how many there were.
@@ -358,6 +366,10 @@ fn read_counters(opened: &mut [Opened], held: &mut Held) {
     }
 }
 
+fn unknown(id: LimitId) -> Error {
+    Error::new(Kind::NotFound, format!("no limit has the id {id}"))
+}
+
 fn usage(message: impl Into<String>) -> Error {
     Error::new(Kind::Usage, message)
 }
@@ -374,19 +386,6 @@ fn valid_duration(seconds: f64) -> Result<Duration> {
     } else {
         Err(usage(format!("a duration of {seconds} s is out of range")))
     }
-}
-
-/// All targets must be there. Returns the first one's name.
-fn valid_targets(targets: &[Target]) -> Result<String> {
-    let mut first = None;
-    for target in targets {
-        let Some(pid) = target.pid() else {
-            return Err(usage(format!("{target} can't be limited yet")));
-        };
-        let name = process::target(pid)?;
-        first.get_or_insert(name);
-    }
-    first.ok_or_else(|| usage("a limit needs a target"))
 }
 
 /// The place a path means; one that can't be found means itself.

@@ -11,6 +11,7 @@
 //! - [`kernel`]: the only code that touches the kernel.
 //! - [`model`]: directions, rates, targets, limits, reports, snapshots and what is made of them. No I/O.
 //! - [`monitor`]: which process moves how many bytes.
+//! - [`tui`]: the screens; a client of the owner, and of the monitor.
 //! - [`selftest`]: proves on this machine that each backend holds its limits.
 
 pub mod backend;
@@ -23,5 +24,6 @@ pub mod monitor;
 pub mod output;
 pub mod owner;
 pub mod selftest;
+pub mod tui;
 
 pub use error::{Error, Kind, Result};

@@ -65,6 +65,16 @@ fn rate() -> impl Strategy<Value = u64> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2_000))]
 
+    #[test]
+    fn exceeding_is_having_no_room(virtual_time: u64, now in 0u64..1 << 62, debts: [u32; 3]) {
+        let debts = debts.map(u64::from);
+        // A tick may go either way.
+        let virtual_time = virtual_time >> 1;
+        let without = |slack: u64| debts.iter().filter(|debt| !has_room(virtual_time, now, **debt + slack)).count();
+        let count = exceeded(virtual_time, now, debts) as usize;
+        prop_assert!((without(1)..=without(0)).contains(&count), "{count}");
+    }
+
     /// Same verdicts as the classic algorithm, as long as its tokens are further from zero than what
     /// the virtual time has rounded away (less than a tick a packet).
     #[test]
@@ -202,6 +212,52 @@ fn a_flood_of_small_packets_stays_within_a_tenth() {
         }
     }
     assert!((10_000_000..=11_000_000).contains(&passed), "{passed}");
+}
+
+/// What `limit_ingress` does with a full queue, a flood beside it and small answers every 100 ms.
+#[test]
+fn beside_a_full_queue_answers_pass_and_a_flood_gets_its_slice() {
+    for rate in [100_000_u64, 1_000_000, 100_000_000] {
+        let rate = NonZeroU64::new(rate).unwrap();
+        let bucket = TokenBucket::empty(rate.get(), rate.get() / 5, 0, 0);
+        let (word, slice) = (AtomicU64::new(0), AtomicU64::new(0));
+        let tolerated = bucket.small_ticks << BESIDE_SHIFT;
+        let gap_ns = 1_500 * 1_000_000_000 / rate.get();
+        let (mut queued, mut flood, mut answers) = (0, 0, 0);
+        let beside = |now: u64, bytes: u64, tolerated: u64| {
+            let seen = word.load(SeqCst);
+            if !has_room(seen, now, 0) {
+                if !has_room(slice.load(SeqCst), now, tolerated) {
+                    return false;
+                }
+                charge(&slice, slice.load(SeqCst), now, cost_beside(bytes, rate), 0);
+            }
+            charge(&word, seen, now, cost(bytes, rate), bucket.capacity_ticks);
+            true
+        };
+        let (start_ns, end_ns) = (2_000_000_000, 62_000_000_000_u64);
+        let mut next_answer_ns = start_ns;
+        for now_ns in (0..end_ns).step_by(gap_ns as usize) {
+            let now = ticks(now_ns, 0);
+            let counts = now_ns >= start_ns;
+            let seen = word.load(SeqCst);
+            if has_room(seen, now, QUEUE_SLACK) {
+                charge(&word, seen, now, cost(1_500, rate), bucket.capacity_ticks);
+            }
+            queued += 1_500 * u64::from(counts);
+            if beside(now, 65_000, 0) && counts {
+                flood += 65_000;
+            }
+            if now_ns >= next_answer_ns {
+                next_answer_ns += 100_000_000;
+                assert!(beside(now, 200, tolerated), "an answer is lost at {now_ns} ns, {rate} bytes/s");
+                answers += 200;
+            }
+        }
+        let share = (queued + flood + answers) as f64 / (rate.get() * 60) as f64;
+        assert!((1.0..=1.1).contains(&share), "{share} of {rate} bytes/s");
+        assert!(flood > 0, "the flood starves at {rate} bytes/s");
+    }
 }
 
 #[test]

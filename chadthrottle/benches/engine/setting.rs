@@ -99,6 +99,7 @@ fn library(
 fn request(scene: &Scene, pid: u32) -> Request {
     Request::Limit(LimitRequest {
         targets: vec![Target::Pid(pid)],
+        wait: false,
         rates: rates(NO_REFUSAL),
         backends: PerDirection::default(),
         no_fallback: false,

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     error::{Error, Result},
-    model::{Counters, Direction, Escape, Limit, LimitId, Rate},
+    model::{Counters, Direction, Escape, Limit, LimitId, Rate, Rung},
 };
 
 pub mod addresses;
@@ -79,6 +79,8 @@ pub struct Checked {
     pub sockets: u32,
     /// Ways in which traffic got past the limit since the last check.
     pub escapes: Vec<Escape>,
+    /// See [`crate::model::DirectionReport::rungs`].
+    pub rungs: Vec<Rung>,
 }
 
 /// Holds limits of one direction.

@@ -11,10 +11,19 @@ use std::{
 
 use clap::{Parser, Subcommand, ValueEnum};
 
+use crate::tui::theme::ThemeName;
+
 const AFTER_HELP: &str = "\
 Targets:
-  pid:1234   the process and the children it forks from now on (a bare number is a pid)
-  tree:1234  also the descendants it already has
+  pid:1234              the process and the children it forks from now on (a bare number is a pid)
+  tree:1234             also the descendants it already has
+  name:firefox          by the name of the process, or the file name of what it runs
+  exe:/usr/bin/curl     by the file it runs
+  cgroup:/path          in that cgroup, or below
+  unit:nginx.service    in that systemd unit
+  container:4f2a9c0d    in that container, by the beginning of its id, or its name
+  user:alice            by the real user id
+  These mean processes that start later, too, and go on when none is left.
 
 Rates:
   500K, 1.5MB, 500KB/s    bytes a second (K, M, G, T: powers of 1000)
@@ -49,9 +58,29 @@ pub struct Args {
     #[arg(long)]
     pub list_backends: bool,
     #[command(flatten)]
+    pub screens: Screens,
+    #[command(flatten)]
     pub global: Global,
     #[command(subcommand)]
     pub command: Option<Command>,
+}
+
+impl Args {
+    /// Whether they ask for the screens.
+    pub fn is_tui(&self) -> bool {
+        self.command.is_none() && self.screens.replay.is_some()
+    }
+}
+
+/// How the screens are shown.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Screens {
+    /// Show a recording on the screens instead of this machine
+    #[arg(long, value_name = "FILE")]
+    pub replay: Option<PathBuf>,
+    /// Colours of the screens
+    #[arg(long, value_name = "NAME", value_enum, default_value = "default")]
+    pub theme: ThemeName,
 }
 
 /// How much.
@@ -171,13 +200,16 @@ pub struct Run {
 /// Arguments of `limit`.
 #[derive(Debug, clap::Args)]
 pub struct Limit {
-    /// Whose traffic: pid:1234, tree:1234
+    /// Whose traffic: pid:1234, name:firefox, unit:nginx.service …
     #[arg(required = true, value_name = "TARGET", allow_negative_numbers = true)]
     pub targets: Vec<String>,
     #[command(flatten)]
     pub rates: Rates,
     #[command(flatten)]
     pub duration: Duration,
+    /// Also when nothing is there yet that a target means: a name that no process has, a unit that does not run
+    #[arg(long)]
+    pub wait: bool,
     /// Return at once; the limit stays until `clear`, the end of its target or of --duration. Another one
     /// on the very same targets replaces it
     #[arg(long)]
@@ -195,7 +227,7 @@ pub struct Clear {
 /// Arguments of `explain`.
 #[derive(Debug, clap::Args)]
 pub struct Explain {
-    /// What is to be explained: name:firefox, unit:nginx.service port:443 …
+    /// What is to be explained: name:firefox, unit:nginx.service …
     #[arg(required = true, value_name = "TARGET", allow_negative_numbers = true)]
     pub targets: Vec<String>,
     #[command(flatten)]

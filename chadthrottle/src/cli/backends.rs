@@ -15,7 +15,7 @@ use crate::{
 /// `chadthrottle --list-backends`.
 pub fn list(global: &Global) -> Result<u8> {
     let site = resolve::site(global)?;
-    let reports: Vec<_> = DRIVERS.iter().map(|driver| look(driver, &site, false)).collect();
+    let reports = look_at_all(&site, false);
     output::result(&output::backends::list(&reports))?;
     Ok(0)
 }
@@ -28,13 +28,18 @@ pub fn doctor(global: &Global, args: &Json) -> Result<u8> {
     }
 
     let site = resolve::site(global)?;
-    let backends: Vec<_> = DRIVERS.iter().map(|driver| look(driver, &site, true)).collect();
+    let backends = look_at_all(&site, true);
     if args.json {
         output::json("doctor", &Report { backends })?;
     } else {
         output::result(&output::backends::doctor(&backends))?;
     }
     Ok(0)
+}
+
+/// Tries every backend; `in_detail`: also what each needs.
+pub(crate) fn look_at_all(site: &Site, in_detail: bool) -> Vec<BackendReport> {
+    DRIVERS.iter().map(|driver| look(driver, site, in_detail)).collect()
 }
 
 fn look(driver: &Driver, site: &Site, in_detail: bool) -> BackendReport {

@@ -27,6 +27,7 @@ pub fn limit(global: &Global, args: &Limit) -> Result<u8> {
     let mut request = resolve::request(global, &args.rates, resolve::targets(&args.targets)?)?;
     request.duration = resolve::duration(&args.duration)?;
     request.detach = args.detach;
+    request.wait = args.wait;
     hold(global, request)
 }
 

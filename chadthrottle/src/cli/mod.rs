@@ -3,7 +3,7 @@
 //! A command resolves its arguments, asks the owner, and lets [`crate::output`] show the answer. Whatever
 //! goes wrong is returned; it is printed, and becomes the exit code, in [`main`] only.
 
-use std::{ffi::OsString, io, process::ExitCode};
+use std::{ffi::OsString, fs::File, io, process::ExitCode, sync::Mutex};
 
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
@@ -14,16 +14,17 @@ use crate::{
 };
 
 mod args;
-mod backends;
+pub(crate) mod backends;
 mod clear;
 mod explain;
-mod hint;
+pub(crate) mod hint;
 mod limit;
-mod resolve;
+pub(crate) mod resolve;
 mod run;
 mod session;
-mod signals;
+pub(crate) mod signals;
 mod status;
+mod tui;
 
 use args::{Args, Color, Command, Global, Json};
 
@@ -38,7 +39,8 @@ pub fn main() -> ExitCode {
         Ok(args) => args,
         Err(error) => return parser_says(&error),
     };
-    start_log(args.global.verbose);
+    let screens = args.is_tui().then(crate::tui::log::open);
+    start_log(args.global.verbose, screens);
     let in_run = matches!(args.command, Some(Command::Run(_)));
     let limits = !matches!(args.command, Some(Command::Status(_) | Command::Clear(_) | Command::Explain(_)));
     match execute(args) {
@@ -57,8 +59,16 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(args: Args) -> Result<u8> {
-    let Args { pid, rates, duration, list_backends, global, command } = args;
+    let Args { pid, rates, duration, list_backends, screens, global, command } = args;
     let short_form = pid.is_some() || rates.download.is_some() || rates.upload.is_some();
+    if screens.replay.is_some()
+        && (short_form || duration.duration.is_some() || list_backends || command.is_some())
+    {
+        return Err(Error::new(
+            Kind::Usage,
+            "--replay shows a recording: it goes with no command and no limit",
+        ));
+    }
     let Some(command) = command else {
         return match pid {
             _ if list_backends && (short_form || duration.duration.is_some()) => Err(Error::new(
@@ -70,6 +80,7 @@ fn execute(args: Args) -> Result<u8> {
             None if short_form || duration.duration.is_some() => {
                 Err(Error::new(Kind::Usage, "which process? give --pid P, or a command (see --help)"))
             }
+            None if screens.replay.is_some() => tui::tui(&global, &screens),
             None => {
                 output::message(&Args::command().render_help().ansi().to_string());
                 Ok(Kind::Usage.exit_code())
@@ -146,7 +157,8 @@ fn parser_says(error: &clap::Error) -> ExitCode {
     ExitCode::from(error.exit_code().clamp(0, 255) as u8)
 }
 
-fn start_log(verbose: u8) {
+/// Logs go to stderr, or to the file of the screens; where that can't be had, nowhere.
+fn start_log(verbose: u8, file: Option<io::Result<File>>) {
     let level = match verbose {
         0 => "warn",
         1 => "info",
@@ -154,13 +166,15 @@ fn start_log(verbose: u8) {
     };
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("chadthrottle={level}")));
-    let color = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(color)
-        .log_internal_errors(false)
-        .init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).log_internal_errors(false);
+    match file {
+        None => {
+            let color = anstream::AutoStream::choice(&io::stderr()) != anstream::ColorChoice::Never;
+            log.with_writer(io::stderr).with_ansi(color).init();
+        }
+        Some(Ok(file)) => log.with_writer(Mutex::new(file)).with_ansi(false).init(),
+        Some(Err(_)) => {}
+    }
 }
 
 #[cfg(test)]

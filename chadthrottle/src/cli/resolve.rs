@@ -20,6 +20,7 @@ const SHORTEST: f64 = 0.001;
 pub fn request(global: &Global, rates: &Rates, targets: Vec<Target>) -> Result<LimitRequest> {
     Ok(LimitRequest {
         targets,
+        wait: false,
         rates: self::rates(rates)?,
         backends: backends(global)?,
         no_fallback: global.no_fallback,
@@ -143,7 +144,8 @@ pub fn duration(duration: &Duration) -> Result<Option<f64>> {
     })
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+/// Seconds out of `30`, `0.5`, `30s`, `5m`, `1h`; or why not.
+pub(crate) fn seconds(text: &str) -> Result<f64, String> {
     let text = text.trim();
     let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = (&text[..end], text[end..].trim_start());

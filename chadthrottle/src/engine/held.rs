@@ -5,7 +5,9 @@ use std::time::Instant;
 use super::{ClientId, meter::Meter};
 use crate::{
     backend::{Applied, Checked},
-    model::{Counters, DirectionReport, Escape, Limit, LimitId, LimitReport, PerDirection, Rate, Target},
+    model::{
+        Counters, DirectionReport, Escape, Limit, LimitId, LimitReport, PerDirection, Rate, Rung, Target,
+    },
 };
 
 /// One direction that a backend holds.
@@ -23,6 +25,8 @@ pub(super) struct Placed {
     /// Processes and sockets at the last look.
     pub processes: u32,
     pub sockets: u32,
+    /// How it is held, at the last look.
+    pub rungs: Vec<Rung>,
 }
 
 impl Placed {
@@ -35,6 +39,7 @@ impl Placed {
     }
 
     pub fn checked(&mut self, checked: &Checked) {
+        self.rungs.clone_from(&checked.rungs);
         (self.processes, self.sockets) = (checked.processes, checked.sockets);
     }
 }
@@ -82,6 +87,7 @@ impl Held {
                     measured: placed.meter.measured(),
                     backend: placed.backend.to_owned(),
                     counters: placed.counters,
+                    rungs: placed.rungs.clone(),
                 })
             }),
             detached: self.detached,

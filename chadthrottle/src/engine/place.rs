@@ -207,6 +207,7 @@ impl Engine {
                         meter: Meter::new(now, 0),
                         processes: 0,
                         sockets: 0,
+                        rungs: Vec::new(),
                     };
                     placed.saw(&applied);
                     if let Some(old) = slot.replace(placed) {

@@ -80,7 +80,12 @@ impl Backend for Fake {
             if world.refuse_check {
                 return Err(Error::failed("blind"));
             }
-            Ok(Checked { processes: world.processes, sockets: 2, escapes: world.escapes.clone() })
+            Ok(Checked {
+                processes: world.processes,
+                sockets: 2,
+                escapes: world.escapes.clone(),
+                ..Checked::default()
+            })
         })
     }
 
@@ -168,6 +173,7 @@ fn rates(upload: u64, download: u64) -> PerDirection<Option<Rate>> {
 fn request(upload: u64, download: u64) -> LimitRequest {
     LimitRequest {
         targets: vec![Target::Pid(std::process::id())],
+        wait: false,
         rates: rates(upload, download),
         backends: PerDirection::default(),
         no_fallback: false,
@@ -212,7 +218,7 @@ fn both_directions_come_into_force_and_end_with_their_client() {
     assert!(notices.is_empty());
     assert_eq!(in_force(), [(("best", UP, 1), 1_000), (("best", DOWN, 1), 2_000)]);
     assert_eq!((report.processes, report.sockets, report.client_pid), (1, 3, 11));
-    assert_eq!(report.name, process::comm(std::process::id()).unwrap());
+    assert_eq!(report.name, crate::kernel::process::comm(std::process::id()).unwrap());
     // A second limit of the same process is another one.
     engine.set(&request(5_000, 0), BOB).unwrap();
     assert_eq!(engine.status(Instant::now()).limits.len(), 2);
@@ -396,6 +402,18 @@ fn a_detached_limit_stays_and_is_changed_by_its_twin() {
     engine.set(&tree, BOB).unwrap();
     engine.set(&request(1_000, 0), BOB).unwrap();
     assert_eq!(engine.status(Instant::now()).limits.len(), 3);
+}
+
+#[test]
+fn one_limit_is_ended_by_its_id() {
+    let mut engine = engine();
+    let (first, _) = engine.set(&request(1_000, 0), ALICE).unwrap();
+    let (second, _) = engine.set(&request(2_000, 0), ALICE).unwrap();
+    let events = engine.remove(first.id, Instant::now()).unwrap();
+    assert_eq!(events.iter().map(|event| event.id).collect::<Vec<_>>(), [first.id]);
+    assert_eq!(in_force(), [(("best", UP, 2), 2_000)]);
+    assert_eq!(engine.remove(first.id, Instant::now()).unwrap_err().kind, Kind::NotFound);
+    assert_eq!(engine.remove(second.id, Instant::now()).unwrap().len(), 1);
 }
 
 #[test]

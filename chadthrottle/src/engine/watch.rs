@@ -8,7 +8,7 @@ use std::{
 
 use super::{CHECK_PERIOD, Engine, Event, What, held::Held};
 use crate::{
-    model::{Direction, Escape, EscapeKind, LimitId},
+    model::{Direction, Escape, EscapeKind, LimitId, Target},
     owner::protocol::EndReason,
 };
 
@@ -143,7 +143,8 @@ impl Engine {
                 events.push(escaped(&held, escape));
             }
         }
-        let nobody_left = held.failed_checks == 0 && held.report(now).processes == 0;
+        let over = held.failed_checks == 0 && !Target::are_standing(&held.targets);
+        let nobody_left = over && held.report(now).processes == 0;
         self.put(held);
         if nobody_left {
             events.extend(self.end_each(vec![id], EndReason::TargetEnded, now));

@@ -136,6 +136,14 @@ impl Btf {
     /// # Errors
     /// [`Kind::NoBackend`] when this kernel has no such field.
     pub fn offset(&self, name: &str, path: &str) -> Result<u32> {
+        self.bit_offset(name, path).map(|bits| bits / 8)
+    }
+
+    /// [`Btf::offset`] in bits, for bit fields.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn bit_offset(&self, name: &str, path: &str) -> Result<u32> {
         let none = || Error::new(Kind::NoBackend, format!("this kernel's struct {name} has no field {path}"));
         let mut id = *self.structs.get(name.as_bytes()).ok_or_else(none)?;
         let mut bits = 0;
@@ -144,7 +152,7 @@ impl Btf {
             bits += offset;
             id = self.resolve(type_id);
         }
-        Ok(bits / 8)
+        Ok(bits)
     }
 
     /// Whether the kernel has a type of that name (a tracepoint's `btf_trace_NAME`).

@@ -10,9 +10,14 @@ pub const POINTS: &[&str] = &[
     "ebpf.loaded",
     "ebpf.attached",
     "ebpf.kept",
-    "ebpf.limit-written",
     "ebpf.process-entered",
     "ebpf.sockets-tagged",
+    "queue.recorded",
+    "queue.ifb",
+    "queue.window",
+    "queue.clsact",
+    "queue.filter",
+    "ebpf.limit-written",
     "owner.limited",
 ];
 

@@ -21,7 +21,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{bpf::keeper, cgroup, process};
+use super::{
+    bpf::keeper,
+    cgroup,
+    netns::Namespace,
+    process,
+    tc::{Hook, Tc},
+};
 use crate::error::{Context, Error, Result};
 
 /// How long to wait for processes that are just leaving a cgroup.
@@ -54,6 +60,31 @@ pub enum Object {
         /// Absolute path in the cgroup file system.
         path: PathBuf,
     },
+    /// An IFB whose name starts with [`PREFIX`]. It goes with its namespace, as the two below do.
+    Ifb {
+        /// Inode number of its network namespace.
+        namespace: u64,
+        /// Its name.
+        name: String,
+    },
+    /// The clsact qdisc of a device; removed only when nobody has a filter there.
+    Clsact {
+        /// Inode number of the device's network namespace.
+        namespace: u64,
+        /// The device.
+        device: u32,
+    },
+    /// A filter whose name starts with [`PREFIX`].
+    Filter {
+        /// Inode number of the device's network namespace.
+        namespace: u64,
+        /// The device.
+        device: u32,
+        /// Which of its filters.
+        hook: Hook,
+        /// Its name.
+        name: String,
+    },
 }
 
 impl std::fmt::Display for Object {
@@ -62,6 +93,15 @@ impl std::fmt::Display for Object {
             Self::Cgroup { path } => write!(f, "cgroup {}", path.display()),
             Self::File { path } => write!(f, "file {}", path.display()),
             Self::Leaf { path } => write!(f, "cgroup {} of limited processes", path.display()),
+            Self::Ifb { name, namespace } => {
+                write!(f, "network device {name} (network namespace {namespace})")
+            }
+            Self::Clsact { device, namespace } => {
+                write!(f, "clsact of network device {device} (network namespace {namespace})")
+            }
+            Self::Filter { name, device, namespace, .. } => {
+                write!(f, "filter {name} of network device {device} (network namespace {namespace})")
+            }
         }
     }
 }
@@ -102,6 +142,26 @@ impl Object {
                     Err(cause) => absent_is_fine(Err(cause)).context(format!("look at {self}")),
                 }?;
                 Ok(there.then(|| self.to_string()))
+            }
+            Self::Ifb { namespace, .. } | Self::Clsact { namespace, .. } | Self::Filter { namespace, .. } => {
+                let Some(namespace) = Namespace::find(*namespace)? else { return Ok(None) };
+                let there = self.take_from(&mut Tc::open_in(&namespace)?)?;
+                Ok(there.then(|| self.to_string()))
+            }
+        }
+    }
+
+    /// Removes an object of a network namespace from it. True when it was still there.
+    pub fn take_from(&self, tc: &mut Tc) -> Result<bool> {
+        match self {
+            Self::Ifb { name, .. } => tc.delete_ifb(name),
+            Self::Clsact { device, .. } => tc.delete_clsact(*device),
+            Self::Filter { name, .. } if !name.starts_with(PREFIX) => {
+                Err(Error::failed(format!("remove {self}: its name is none of ours")))
+            }
+            Self::Filter { device, hook, name, .. } => tc.delete_filter(*device, *hook, name),
+            Self::Cgroup { .. } | Self::Leaf { .. } | Self::File { .. } => {
+                Err(Error::failed(format!("remove {self}: it is in no network namespace")))
             }
         }
     }

@@ -14,6 +14,8 @@ pub mod netns;
 pub mod nft;
 mod nl;
 pub mod process;
+mod rtnetlink;
 pub mod sock_diag;
 pub mod socket_table;
 pub mod sockets;
+pub mod tc;

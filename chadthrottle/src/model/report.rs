@@ -34,6 +34,46 @@ pub struct DirectionReport {
     pub backend: String,
     /// Since the limit was set.
     pub counters: Counters,
+    /// How well it is held: for each device at which the target's packets arrive, or once where that makes no
+    /// difference. Empty until something is known, and for backends that have only one way.
+    #[serde(default)]
+    pub rungs: Vec<Rung>,
+}
+
+/// Ways to hold a direction, of which the best is taken that a device allows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RungKind {
+    /// Download: a queue, and senders that are told to send no more than fits it. Nothing is lost.
+    IfbHtbWindow,
+    /// Download: senders are told to send less; what is too much is dropped.
+    WindowBucket,
+    /// Upload: TCP is paced; what is too much is refused, and UDP dropped.
+    PacingBucket,
+    /// What is too much is dropped.
+    Bucket,
+}
+
+impl fmt::Display for RungKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::IfbHtbWindow => "ifb+htb+window",
+            Self::WindowBucket => "window+bucket",
+            Self::PacingBucket => "pacing+bucket",
+            Self::Bucket => "bucket",
+        })
+    }
+}
+
+/// How a direction is held at a device.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rung {
+    /// Name of the device; `None`: the same at all.
+    pub device: Option<String>,
+    /// Which way.
+    pub kind: RungKind,
+    /// Why it is no better one; `None`: there is none.
+    pub reason: Option<String>,
 }
 
 /// How traffic of a target got past its limit.

@@ -503,6 +503,7 @@ pub(crate) mod tests {
                 measured: None,
                 backend: "ebpf".into(),
                 counters: Counters::default(),
+                rungs: Vec::new(),
             })
         };
         LimitReport {

@@ -89,6 +89,12 @@ impl Target {
         self.pid().is_none()
     }
 
+    /// Whether a limit on these targets goes on when none of their processes is left.
+    pub fn are_standing(targets: &[Self]) -> bool {
+        let mut named = targets.iter().filter(|target| target.names_processes()).peekable();
+        named.peek().is_none() || named.any(Self::is_standing)
+    }
+
     /// As users write it.
     fn written(&self) -> String {
         match self {
@@ -336,6 +342,14 @@ mod tests {
         assert!(format!("exe:/{long}").parse::<Target>().unwrap_err().message.contains("4095 bytes"));
         assert!(format!("name:{}", "é".repeat(127)).parse::<Target>().is_ok());
         assert_eq!(target(&format!("unit:{}", "u".repeat(255))), Target::Unit("u".repeat(255)));
+    }
+
+    #[test]
+    fn what_never_ends_by_itself() {
+        let standing =
+            |texts: &[&str]| Target::are_standing(&texts.iter().map(|text| target(text)).collect::<Vec<_>>());
+        assert!(!standing(&["pid:1"]) && !standing(&["pid:1", "tree:2", "port:443"]));
+        assert!(standing(&["name:x"]) && standing(&["pid:1", "user:5"]) && standing(&["port:443"]));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::{
     WARNING, escape, number,
     table::{Align, Table},
 };
-use crate::model::{LimitReport, StatusReport};
+use crate::model::{DirectionReport, LimitReport, Rung, StatusReport};
 
 /// `pid:1234 (curl)`.
 pub fn subject(limit: &LimitReport) -> String {
@@ -51,12 +51,13 @@ pub fn status(report: &StatusReport) -> String {
         ("DELAYED", Align::Right),
         ("MARKED", Align::Right),
         ("BACKEND", Align::Left),
+        ("HELD BY", Align::Left),
         ("OWNER", Align::Right),
         ("CLIENT", Align::Right),
         ("AGE", Align::Right),
         ("LEFT", Align::Right),
     ]);
-    let mut escapes = String::new();
+    let (mut notes, mut escapes) = (String::new(), String::new());
     for limit in &report.limits {
         let targets: Vec<_> = limit.targets.iter().map(ToString::to_string).collect();
         for (direction, held) in limit.directions.iter() {
@@ -71,25 +72,51 @@ pub fn status(report: &StatusReport) -> String {
                 held.counters.delayed_packets.to_string(),
                 held.counters.marked_packets.to_string(),
                 escape(&held.backend),
+                rungs(held),
                 limit.owner_pid.to_string(),
                 if limit.detached { "detached".to_owned() } else { limit.client_pid.to_string() },
                 number::time(limit.age),
                 limit.remaining.map_or_else(|| "-".to_owned(), number::time),
             ]);
+            for rung in &held.rungs {
+                let Some(reason) = &rung.reason else { continue };
+                let place =
+                    rung.device.as_deref().map(|name| format!(" on {}", escape(name))).unwrap_or_default();
+                notes.push_str(&format!(
+                    "note: {}: {direction}{place} is held by {}: {}\n",
+                    subject(limit),
+                    rung.kind,
+                    escape(reason)
+                ));
+            }
         }
         for escape in &limit.escapes {
             let (subject, message) = (subject(limit), super::escape(&escape.message));
             escapes.push_str(&format!("{WARNING}warning:{WARNING:#} {subject}: {message}\n"));
         }
     }
-    table.render() + &escapes
+    table.render() + &notes + &escapes
+}
+
+/// `ifb+htb+window`, or `eth0: ifb+htb+window, lo: bucket` where devices differ.
+fn rungs(held: &DirectionReport) -> String {
+    let Some(first) = held.rungs.first() else { return "-".to_owned() };
+    if held.rungs.iter().all(|rung| rung.kind == first.kind) {
+        return first.kind.to_string();
+    }
+    let one = |rung: &Rung| match &rung.device {
+        Some(device) => format!("{}: {}", escape(device), rung.kind),
+        None => rung.kind.to_string(),
+    };
+    held.rungs.iter().map(one).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::{
-        Counters, DirectionReport, Escape, EscapeKind, LimitId, PerDirection, Rate, StatusReport, Target,
+        Counters, DirectionReport, Escape, EscapeKind, LimitId, PerDirection, Rate, RungKind, StatusReport,
+        Target,
     };
 
     fn limit() -> LimitReport {
@@ -98,6 +125,7 @@ mod tests {
             measured: Some(998_000),
             backend: "ebpf".into(),
             counters: Counters { dropped_packets: 7, ..Counters::default() },
+            rungs: Vec::new(),
         };
         LimitReport {
             id: LimitId(1),
@@ -133,6 +161,26 @@ mod tests {
     }
 
     #[test]
+    fn rungs_where_they_differ() {
+        let mut limit = limit();
+        let held = limit.directions.download.as_mut().unwrap();
+        let rung = |device: &str, kind, reason: Option<&str>| Rung {
+            device: Some(device.into()),
+            kind,
+            reason: reason.map(Into::into),
+        };
+        held.rungs = vec![rung("eth0", RungKind::IfbHtbWindow, None)];
+        assert_eq!(rungs(held), "ifb+htb+window");
+        held.rungs.push(rung("tun0", RungKind::Bucket, Some("no\nclsact")));
+        assert_eq!(rungs(held), "eth0: ifb+htb+window, tun0: bucket");
+        let text = status(&StatusReport { limits: vec![limit] });
+        assert!(
+            text.ends_with("note: pid:1234 (cu\\u{1b}rl): download on tun0 is held by bucket: no\\nclsact\n"),
+            "{text}"
+        );
+    }
+
+    #[test]
     fn table() {
         let mut limit = limit();
         limit.escapes.push(Escape { kind: EscapeKind::Bypass, message: "more\nmoved".into() });
@@ -140,8 +188,7 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
         let words: Vec<_> = lines[1].split_whitespace().collect();
-        let expected =
-            "pid:1234 cu\\u{1b}rl download 1 MB/s (8 Mbit/s) 998 KB/s (7.98 Mbit/s) 7 0 0 ebpf 98 99 1m01s -";
+        let expected = "pid:1234 cu\\u{1b}rl download 1 MB/s (8 Mbit/s) 998 KB/s (7.98 Mbit/s) 7 0 0 ebpf - 98 99 1m01s -";
         assert_eq!(words.join(" "), expected);
         assert!(lines[2].ends_with("pid:1234 (cu\\u{1b}rl): more\\nmoved"), "{text}");
     }

@@ -16,6 +16,9 @@ pub const VERSION: u32 = 1;
 pub struct LimitRequest {
     /// Whose traffic, in the client's PID namespace; any of these, sharing the rates.
     pub targets: Vec<Target>,
+    /// Set it also when nothing is there yet that a target means.
+    #[serde(default)]
+    pub wait: bool,
     /// At least one is set.
     pub rates: PerDirection<Option<Rate>>,
     /// Backends asked for by name; `None`: the best that works.
@@ -57,6 +60,11 @@ pub enum Request {
     Clear {
         /// Which.
         targets: Vec<Target>,
+    },
+    /// Ends one limit. Answered by [`Reply::Cleared`].
+    Remove {
+        /// Which.
+        id: LimitId,
     },
 }
 
@@ -145,6 +153,7 @@ mod tests {
     fn requests() {
         let limit = LimitRequest {
             targets: vec![Target::Pid(i32::MAX as u32), Target::Tree(1)],
+            wait: true,
             rates: PerDirection { upload: Rate::new(1_000), download: None },
             backends: PerDirection { upload: None, download: Some("a \"name\"\n".into()) },
             no_fallback: true,
@@ -159,6 +168,7 @@ mod tests {
             Request::Limit(limit),
             Request::Change { id: LimitId(u64::MAX), rates },
             Request::Status,
+            Request::Remove { id: LimitId(7) },
             Request::Clear { targets: Vec::new() },
             Request::Clear { targets: vec![Target::Tree(7)] },
         ] {
@@ -173,6 +183,11 @@ mod tests {
             measured: None,
             backend: "ebpf".into(),
             counters: Counters { passed_bytes: u64::MAX, ..Counters::default() },
+            rungs: vec![crate::model::Rung {
+                device: Some("eth0".into()),
+                kind: crate::model::RungKind::WindowBucket,
+                reason: Some("no ifb".into()),
+            }],
         };
         let escape = Escape { kind: EscapeKind::Bypass, message: "lines\nof text".into() };
         let limit = LimitReport {

@@ -435,15 +435,23 @@ impl Server {
             Request::Status => return Reply::Status(self.engine.status(now)),
             Request::Clear { targets } => {
                 let events = self.engine.clear(&targets, now);
-                let ended = events.iter().map(|event| event.id).collect();
-                self.pass_on(events);
-                return Reply::Cleared { ended };
+                return self.cleared(events);
             }
+            Request::Remove { id } => match self.engine.remove(id, now) {
+                Ok(events) => return self.cleared(events),
+                Err(error) => Err(error),
+            },
         };
         match limited {
             Ok((limit, notices)) => Reply::Limited { limit, notices },
             Err(error) => Reply::Error(error),
         }
+    }
+
+    fn cleared(&mut self, events: Vec<Event>) -> Reply {
+        let ended = events.iter().map(|event| event.id).collect();
+        self.pass_on(events);
+        Reply::Cleared { ended }
     }
 
     /// Tells clients what happened to their limits.

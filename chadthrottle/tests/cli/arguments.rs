@@ -101,6 +101,13 @@ fn help_offers_what_is_there_and_nothing_else() {
         "selftest",
         "--list-backends",
         "tree:1234",
+        "name:",
+        "exe:",
+        "cgroup:",
+        "unit:",
+        "container:",
+        "user:",
+        "--wait",
     ] {
         assert!(help.contains(present), "{present}");
     }
@@ -110,12 +117,6 @@ fn help_offers_what_is_there_and_nothing_else() {
         "man ",
         "--scope",
         "--each",
-        "name:",
-        "exe:",
-        "cgroup:",
-        "unit:",
-        "container:",
-        "user:",
         "remote:",
         "port:",
         "nftables",

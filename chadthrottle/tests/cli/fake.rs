@@ -113,7 +113,7 @@ fn answer(request: Request, play: &Play, seen: &Mutex<Seen>) -> Vec<Option<Reply
             seen.lock().unwrap().clears.push(targets);
             vec![Some(Reply::Cleared { ended: vec![LimitId(1), LimitId(2)] })]
         }
-        Request::Change { .. } => panic!("nobody changes a limit"),
+        Request::Change { .. } | Request::Remove { .. } => panic!("nobody changes a limit"),
         Request::Limit(request) => {
             let name = name_of(&request.targets[0]);
             let limited = report(&request, &name);
@@ -155,6 +155,7 @@ fn report(request: &LimitRequest, name: &str) -> LimitReport {
         measured: Some(998_000),
         backend: "ebpf".into(),
         counters: Counters { dropped_packets: 7, ..Counters::default() },
+        rungs: Vec::new(),
     };
     LimitReport {
         id: LimitId(1),

@@ -39,6 +39,7 @@ pub fn play() -> Option<ExitCode> {
         [WORD, "send", address] => send(address),
         [WORD, "give", address, socket] => give(address, socket),
         [WORD, "take", socket] => take(socket),
+        [WORD, "rename", address] => rename(address),
         [WORD, "crowd", sleepers, senders, address] => crowd(sleepers, senders, address),
         _ => return None,
     };
@@ -99,6 +100,17 @@ fn take(socket: &str) -> Played {
     let mut connection = TcpStream::from(unsafe { OwnedFd::from_raw_fd(descriptor) });
     println!("taken");
     pour(&mut connection)
+}
+
+/// Sends as much as it can, and takes each line of stdin for its new name.
+fn rename(address: &str) -> Played {
+    let mut connection = TcpStream::connect(address)?;
+    println!("connected");
+    thread::spawn(move || pour(&mut connection).map_err(|cause| eprintln!("{cause}")));
+    for line in std::io::stdin().lines() {
+        nix::sys::prctl::set_name(&std::ffi::CString::new(line?)?)?;
+    }
+    Ok(())
 }
 
 /// Many children that sleep, and some that send when a byte comes on stdin; prints their ids.

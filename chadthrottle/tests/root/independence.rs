@@ -16,8 +16,10 @@ pub fn trials() -> Vec<Trial> {
     ]
 }
 
-/// A process in the same cgroup.
+/// A process in the same cgroup. It wants far more than the limit, but not all that the processors can do: that would
+/// tell how many others want them.
 pub fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
+    const WANTED: f64 = 30e6;
     let server = scene.server()?;
     let address = scene.tcp(Version::V4);
     let (limited, free) = (scene.run(), scene.run());
@@ -25,15 +27,16 @@ pub fn neighbour(scene: &Scene, direction: Direction) -> Result<()> {
         Direction::Upload => "put",
         Direction::Download => "get",
     };
-    let transfer = |run| [format!("connect tcp {address} {way} cc=cubic run={run}")];
-    let client = scene.client(&transfer(limited))?;
-    let neighbour = scene.client(&transfer(free))?;
+    let transfer = |run, rate| [format!("connect tcp {address} {way} cc=cubic rate={rate} run={run}")];
+    let client = scene.client(&transfer(limited, 0.0))?;
+    let neighbour = scene.client(&transfer(free, WANTED))?;
     let receiver = |client| match direction {
         Direction::Upload => &server,
         Direction::Download => client,
     };
-    let start = now() + 0.3;
+    let start = now() + 0.5;
     let before = received(receiver(&neighbour), free, start, start + 2.0)?;
+    ensure!(before > WANTED / 2.0, "without a limit the neighbour has only {before:.0} bytes/s");
     let limit = scene.limit(&format!("pid:{} --{direction}-limit 1M", client.pid()))?;
     let since = limit.since + 0.5;
     let after = received(receiver(&neighbour), free, since, since + 2.0)?;

@@ -12,12 +12,14 @@ mod coverage;
 mod independence;
 mod instrument;
 mod live;
+mod lossless;
 mod many;
 mod places;
 mod raw;
 mod rights;
 mod sharing;
 mod support;
+mod targets;
 
 use libtest_mimic::Arguments;
 
@@ -30,6 +32,7 @@ fn main() -> std::process::ExitCode {
     let themes = [
         instrument::trials(),
         accuracy::trials(),
+        lossless::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),
@@ -40,6 +43,7 @@ fn main() -> std::process::ExitCode {
         rights::trials(),
         many::trials(),
         backends::trials(),
+        targets::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

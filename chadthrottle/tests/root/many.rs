@@ -49,6 +49,7 @@ fn request(scene: &Scene, pid: u32, rate: u64) -> Result<Request> {
     let rate = Rate::new(rate).ok_or_else(|| Error::failed("no rate"))?;
     Ok(Request::Limit(LimitRequest {
         targets: vec![Target::Pid(pid)],
+        wait: false,
         rates: PerDirection { upload: Some(rate), download: Some(rate) },
         backends: PerDirection::default(),
         no_fallback: false,
@@ -143,7 +144,7 @@ fn at_once(scene: &Scene) -> Result<()> {
     eprintln!("cleared in {:.0} ms", (now() - time) * 1e3);
     ensure!(limits(&mut client)?.is_empty(), "some are left");
     let rate = sink.rate(1.0)?;
-    ensure!(rate > FULL_SPEED, "without limits they move only {rate:.0} bytes/s");
+    ensure!(rate > full_speed(), "without limits they move only {rate:.0} bytes/s");
     client.close_and_wait(Duration::from_secs(5))
 }
 

@@ -264,7 +264,7 @@ fn enough(scene: &Scene, ambient: &[Capability], in_file: bool) -> Result<()> {
     let (status, output) = call.finish()?;
     ensure!(status.success(), "ending the limit: {status}: {}", output.messages());
     let deadline = now() + 3.0;
-    while sink.rate(0.2)? < FULL_SPEED {
+    while sink.rate(0.2)? < full_speed() {
         ensure!(now() < deadline, "the process is not at full speed again");
     }
     house.ensure_left()?;

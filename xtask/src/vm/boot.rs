@@ -14,7 +14,7 @@ use std::{
 
 /// How long the kernel alone may take; some 3 s are usual.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
-/// QEMU's emulation of a processor lets a kernel crash now and then before its first process runs.
+/// A kernel that crashed before its first process runs says nothing about the programs.
 const BOOT_ATTEMPTS: u32 = 4;
 
 /// What a machine said.
@@ -48,10 +48,24 @@ impl Outcome {
     }
 }
 
-/// The machine; gone with this value.
-struct Machine(Child);
+/// What to boot.
+pub struct Machine<'a> {
+    /// For the screen.
+    pub name: &'a str,
+    /// The kernel's bootable image.
+    pub vmlinuz: &'a Path,
+    /// The file with everything else.
+    pub initramfs: &'a Path,
+    /// Where to write what it prints.
+    pub log: &'a Path,
+    /// Whether the kernel prints more than emergencies.
+    pub kernel_messages: bool,
+}
 
-impl Drop for Machine {
+/// A running machine; gone with this value.
+struct Running(Child);
+
+impl Drop for Running {
     fn drop(&mut self) {
         // Both fail only when it is gone already.
         let _ = self.0.kill();
@@ -59,60 +73,71 @@ impl Drop for Machine {
     }
 }
 
-/// Boots, and waits for the end of the machine or of its time. A machine that never came to its first process
-/// is started again; once tests may have run, what happens counts.
-pub fn boot(name: &str, vmlinuz: &Path, initramfs: &Path, log: &Path, limit: Duration) -> Result<Outcome> {
-    let mut attempt = 1;
-    loop {
-        let outcome = boot_once(name, vmlinuz, initramfs, log, limit)?;
-        if outcome.release.is_some() || attempt == BOOT_ATTEMPTS {
-            return Ok(outcome);
+impl Machine<'_> {
+    /// Boots, and waits for the end of the machine or of its time. A machine that never came to its first process
+    /// is started again; once tests may have run, what happens counts.
+    pub fn boot(&self, limit: Duration) -> Result<Outcome> {
+        let mut attempt = 1;
+        loop {
+            let outcome = self.boot_once(limit)?;
+            if outcome.release.is_some() || attempt == BOOT_ATTEMPTS {
+                return Ok(outcome);
+            }
+            attempt += 1;
+            println!("xtask: Linux {} did not come up: attempt {attempt} of {BOOT_ATTEMPTS}", self.name);
         }
-        attempt += 1;
-        println!("xtask: Linux {name} did not come up: attempt {attempt} of {BOOT_ATTEMPTS}");
     }
-}
 
-fn boot_once(name: &str, vmlinuz: &Path, initramfs: &Path, log: &Path, limit: Duration) -> Result<Outcome> {
-    println!("xtask: booting Linux {name}");
-    let start = Instant::now();
-    let mut machine = Machine(
-        Command::new("qemu-system-x86_64")
-            // Not kvm: what it does to a guest depends on the host, and nested it often does not work at all.
-            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "1024"])
-            .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"])
-            .arg("-kernel")
-            .arg(vmlinuz)
-            .arg("-initrd")
-            .arg(initramfs)
-            // A kernel that crashed would go on, but prove nothing: oops=panic, and panic=-1 with -no-reboot ends it.
-            .args(["-append", "console=ttyS0 oops=panic panic=-1 quiet loglevel=3"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .context("start qemu-system-x86_64")?,
-    );
-    let lines = lines(machine.0.stdout.take().context("the machine has no console")?);
-    let mut log = File::create(log).with_context(|| format!("create {}", log.display()))?;
-    let mut outcome = Outcome::default();
-    loop {
-        let limit = if outcome.release.is_some() { limit } else { limit.min(BOOT_LIMIT) };
-        match lines.recv_timeout(limit.saturating_sub(start.elapsed())) {
-            Ok(line) => {
-                println!("[{name}] {line}");
-                writeln!(log, "{line}").context("write the machine's log")?;
-                outcome.learn(&line);
-            }
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                println!("[{name}] not done after {} s: stopped", limit.as_secs());
-                outcome.exit = None;
-                break;
+    fn boot_once(&self, limit: Duration) -> Result<Outcome> {
+        let Self { name, log, .. } = self;
+        println!("xtask: booting Linux {name}");
+        let messages = if self.kernel_messages {
+            "loglevel=7 softlockup_all_cpu_backtrace=1"
+        } else {
+            "quiet loglevel=3"
+        };
+        let start = Instant::now();
+        let mut machine = Running(
+            Command::new("qemu-system-x86_64")
+                // Not kvm: what it does to a guest depends on the host, and nested it often does not work at all.
+                // And one thread for both processors: where each has its own (QEMU 7.2), a processor that translates
+                // code while the other patches it may keep the breakpoint that patching puts there for a moment, and
+                // traps for ever. Linux patches its code whenever a first eBPF program is attached to a cgroup.
+                .args(["-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", "1024"])
+                .args(["-nodefaults", "-no-user-config", "-nographic", "-no-reboot", "-serial", "stdio"])
+                .arg("-kernel")
+                .arg(self.vmlinuz)
+                .arg("-initrd")
+                .arg(self.initramfs)
+                // A kernel that crashed would go on, but prove nothing: oops=panic, and panic=-1 with -no-reboot ends it.
+                .args(["-append", &format!("console=ttyS0 oops=panic panic=-1 {messages}")])
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("start qemu-system-x86_64")?,
+        );
+        let lines = lines(machine.0.stdout.take().context("the machine has no console")?);
+        let mut log = File::create(log).with_context(|| format!("create {}", log.display()))?;
+        let mut outcome = Outcome::default();
+        loop {
+            let limit = if outcome.release.is_some() { limit } else { limit.min(BOOT_LIMIT) };
+            match lines.recv_timeout(limit.saturating_sub(start.elapsed())) {
+                Ok(line) => {
+                    println!("[{name}] {line}");
+                    writeln!(log, "{line}").context("write the machine's log")?;
+                    outcome.learn(&line);
+                }
+                Err(RecvTimeoutError::Disconnected) => break,
+                Err(RecvTimeoutError::Timeout) => {
+                    println!("[{name}] not done after {} s: stopped", limit.as_secs());
+                    outcome.exit = None;
+                    break;
+                }
             }
         }
+        outcome.seconds = start.elapsed().as_secs_f64();
+        Ok(outcome)
     }
-    outcome.seconds = start.elapsed().as_secs_f64();
-    Ok(outcome)
 }
 
 /// Reads in a thread, so that a silent machine can be given up.

@@ -16,7 +16,7 @@ const FOLDERS: [&str; 11] =
     ["bin", "cg", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "var"];
 
 /// What the tests use, where the kernel has it as a module. Their dependencies come along.
-const MODULES: [&str; 14] = [
+const MODULES: [&str; 16] = [
     "ipv6",
     "veth",
     "ifb",
@@ -31,6 +31,8 @@ const MODULES: [&str; 14] = [
     "sch_ingress",
     "sch_netem",
     "sch_tbf",
+    "cls_bpf",
+    "act_mirred",
 ];
 
 /// Writes it to `path`; the guest runs `command` in a shell.

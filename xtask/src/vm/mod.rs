@@ -20,6 +20,10 @@ use std::{
     time::Duration,
 };
 
+/// Bytes/s that traffic without a limit reaches in a machine even on a busy host. The trials that ask whether it is
+/// free again have limits of 2 MB/s.
+const FULL_SPEED: u32 = 6_000_000;
+
 const HOST: &str = "x86_64-unknown-linux-gnu";
 const PACKAGES: [&str; 6] =
     ["qemu-system-x86", "busybox-static", "kmod", "xz-utils", "zstd", "debian-archive-keyring"];
@@ -36,6 +40,9 @@ pub struct Options {
     /// Run only the tests whose names contain this
     #[arg(long)]
     filter: Option<String>,
+    /// Show what the kernel says, too, and where the processors stand when one is stuck
+    #[arg(long)]
+    kernel_messages: bool,
     /// Give a kernel at most that many seconds
     #[arg(long, default_value_t = 900, value_name = "S")]
     timeout: u64,
@@ -43,7 +50,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { versions: USUAL.map(Into::into).to_vec(), filter: None, timeout: 900 }
+        Self { versions: USUAL.map(Into::into).to_vec(), filter: None, kernel_messages: false, timeout: 900 }
     }
 }
 
@@ -68,8 +75,14 @@ pub fn run(options: &Options) -> Result<()> {
         image::write(&image, &kernel, &binaries, &guest_command(options))
             .with_context(|| format!("make the initramfs for Linux {version}"))?;
         let log = cache().join(format!("{version}.log"));
-        let outcome =
-            boot::boot(version, &kernel.vmlinuz, &image, &log, Duration::from_secs(options.timeout))?;
+        let machine = boot::Machine {
+            name: version,
+            vmlinuz: &kernel.vmlinuz,
+            initramfs: &image,
+            log: &log,
+            kernel_messages: options.kernel_messages,
+        };
+        let outcome = machine.boot(Duration::from_secs(options.timeout))?;
         if !outcome.passed() {
             failed.push(version.as_str());
         }
@@ -84,7 +97,10 @@ pub fn run(options: &Options) -> Result<()> {
 
 fn guest_command(options: &Options) -> String {
     let filter = options.filter.as_deref().unwrap_or_default();
-    format!("CHADT_BIN=/bin/chadthrottle CHADT_REQUIRE_ROOT=1 root --color never --test-threads 1 '{filter}'")
+    format!(
+        "CHADT_BIN=/bin/chadthrottle CHADT_REQUIRE_ROOT=1 CHADT_FULL_SPEED={FULL_SPEED} \
+         root --color never --test-threads 1 '{filter}'"
+    )
 }
 
 fn summary(version: &str, outcome: &Outcome, log: &Path) -> String {

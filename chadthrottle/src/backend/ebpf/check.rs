@@ -21,7 +21,7 @@ use crate::{
         bpf::{CgroupHook, sys},
         cgroup,
     },
-    model::{Direction, Escape, EscapeKind, LimitId},
+    model::{Direction, Escape, EscapeKind, LimitId, Rung, RungKind, Target},
 };
 
 /// One look serves all limits of a tick.
@@ -134,6 +134,7 @@ impl Holder {
     /// What all limits' processes and sockets look like now; walks at most every [`FRESH`].
     pub fn look(&mut self) -> Result<&mut Look> {
         if self.look.as_ref().is_none_or(|look| look.at.elapsed() > FRESH) {
+            self.keep_rules()?;
             let members = members::census(&self.loaded)?;
             let pids: HashSet<u32> = members.values().flatten().copied().collect();
             let records = self.walk_those(&pids)?;
@@ -144,6 +145,7 @@ impl Holder {
             if !dead.is_empty() {
                 self.loaded.attach_again(&self.cgroup)?;
             }
+            self.queue.see(&mut self.loaded, &records);
             // After the sockets: what is under way between the two readings has passed, and not moved.
             let passed = self.passed_bytes()?;
             let look = Look::new(members, records, passed);
@@ -163,6 +165,31 @@ impl Holder {
             self.look = Some(look);
         }
         self.look.as_mut().ok_or_else(|| Error::failed("look at the limited processes"))
+    }
+
+    /// Sees to it that the rules still mean what the targets mean, and that every process is where they put it: one
+    /// can become another user's without the programs' seeing it.
+    fn keep_rules(&mut self) -> Result<()> {
+        let standing: Vec<_> =
+            self.held.values().filter(|held| Target::are_standing(&held.targets)).collect();
+        if standing.is_empty() {
+            return Ok(());
+        }
+        let changing: Vec<_> = standing
+            .iter()
+            .filter(|held| {
+                held.targets
+                    .iter()
+                    .any(|target| matches!(target, Target::Exe(_) | Target::Cgroup(_) | Target::Container(_)))
+            })
+            .map(|held| (held.key, held.targets.clone()))
+            .collect();
+        for (key, targets) in changing {
+            self.write_rules(key, &targets)?;
+        }
+        let changed = self.loaded.review(None)?.into_iter().map(|record| record.tgid).collect();
+        self.unpace_free(changed);
+        Ok(())
     }
 
     pub fn check(&mut self, id: LimitId, direction: Direction) -> Result<Checked> {
@@ -186,6 +213,13 @@ impl Holder {
         if let Some(pid) = first {
             escapes.extend(self.foreign(id, pid, direction));
         }
+        let rungs = match direction {
+            Direction::Download => self.queue.rungs(records.values()),
+            Direction::Upload => {
+                let late = self.loaded.degraded.iter().find(|what| what.contains("paced"));
+                vec![Rung { device: None, kind: RungKind::PacingBucket, reason: late.cloned() }]
+            }
+        };
         let now = Seen { at, passed, sockets: records };
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
         if let Some(before) = held.seen.as_ref().filter(|before| before.at != at) {
@@ -209,7 +243,7 @@ impl Holder {
         if last == Some(direction) {
             held.seen = Some(now);
         }
-        Ok(Checked { processes, sockets, escapes })
+        Ok(Checked { processes, sockets, escapes, rungs })
     }
 
     /// Bytes that each limit let through so far, by its key.

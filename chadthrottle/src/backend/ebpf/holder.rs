@@ -1,23 +1,28 @@
 //! What is in the kernel, once for both directions.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     os::fd::RawFd,
     path::PathBuf,
+    thread,
     time::{Duration, Instant},
 };
 
 use chadthrottle_common::{
     abi::{
-        BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, Lost, NARROW, RECORD_SHARED, SocketRecord, State,
-        ThrottleStats, TokenBucket,
+        ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_CHANGED, EVENT_DEVICE, Lost,
+        MAX_NESTED, NARROW, ProcessEntry, RECORD_LOWERED, RECORD_SHARED, SocketRecord, State, ThrottleStats,
+        TokenBucket,
     },
     pacing,
+    rules::PROCESS_OVERFULL,
 };
 
 use super::{
     check::{FRESH, Look},
     members,
+    queue::{QUEUE_US, Queue},
+    rules::{self, Book},
 };
 use crate::{
     backend::{Applied, Site},
@@ -32,6 +37,7 @@ use crate::{
 const CONFIGS: &str = "CGROUP_CONFIGS";
 const BUCKETS: &str = "CGROUP_BUCKETS";
 pub(super) const STATS: &str = "CGROUP_STATS";
+const FLOWS: &str = "CGROUP_FLOWS";
 
 /// How long the programs go on holding without a word from the owner.
 const LEASE: Duration = Duration::from_secs(3);
@@ -52,6 +58,13 @@ const MOST_FLOWS: u64 = 8;
 
 /// Above so many processes one walk over the whole host is cheaper than one for each.
 const WALK_EACH: usize = 16;
+
+/// How long to wait until all connections in use have advertised their smaller windows, and these have
+/// arrived. Over a long line that takes longer; but there what is under way is little compared with what a
+/// queue may hold.
+const LEAST_SHRINK: Duration = Duration::from_millis(10);
+const MOST_SHRINK: Duration = Duration::from_millis(100);
+const SHRINK_STEP: Duration = Duration::from_millis(5);
 
 /// A map element is given back to the map only when no program can be at work on it any more.
 const GRACE: Duration = Duration::from_secs(1);
@@ -77,6 +90,8 @@ pub(super) struct Held {
 
 /// The programs, and every limit they hold.
 pub(super) struct Holder {
+    /// Before the programs: as long as a queue stands, they know it.
+    pub queue: Queue,
     pub loaded: Loaded,
     events: Events,
     site: Site,
@@ -96,6 +111,7 @@ pub(super) struct Holder {
     /// Limits that are over, whose processes still name them.
     leaving: HashSet<u64>,
     pub look: Option<Look>,
+    pub book: Book,
 }
 
 impl Holder {
@@ -113,6 +129,7 @@ impl Holder {
         let events = loaded.take_events()?;
         loaded.attach(&cgroup)?;
         let mut holder = Self {
+            queue: Queue::default(),
             loaded,
             events,
             site: site.clone(),
@@ -126,6 +143,7 @@ impl Holder {
             retired: Vec::new(),
             leaving: HashSet::new(),
             look: None,
+            book: Book::default(),
         };
         holder.renew()?;
         Ok(holder)
@@ -162,13 +180,25 @@ impl Holder {
     }
 
     fn set(&mut self, limit: &Limit, rate: u64, first: bool) -> Result<Applied> {
-        // The rate first: a process that is entered is held from then on.
-        self.set_rate(limit.id, limit.direction, rate)?;
-        if first && limit.direction == Direction::Upload {
-            self.pace_ahead(limit.id)?;
-        }
-        fault::point("ebpf.limit-written");
-        let applied = if first { self.bring_in(limit.id)? } else { self.present(limit.id)? };
+        let applied = match limit.direction {
+            // The rate first: a process that is entered is held from then on.
+            Direction::Upload => {
+                self.set_rate(limit.id, limit.direction, rate)?;
+                if first {
+                    self.pace_ahead(limit.id)?;
+                }
+                fault::point("ebpf.limit-written");
+                if first { self.bring_in(limit.id)? } else { self.present(limit.id)? }
+            }
+            // Processes and sockets first: a queue has to stand where their packets arrive when the rate begins
+            // to hold, and until then nothing is refused.
+            Direction::Download => {
+                let applied = if first { self.bring_in(limit.id)? } else { self.present(limit.id)? };
+                self.set_rate(limit.id, limit.direction, rate)?;
+                fault::point("ebpf.limit-written");
+                applied
+            }
+        };
         self.verify(limit.id, limit.direction, rate)?;
         Ok(applied)
     }
@@ -189,6 +219,10 @@ impl Holder {
             .hash::<u64, [TokenBucket; 2]>(BUCKETS)?
             .insert(key, [unlimited; 2], 0)
             .map_err(failed(BUCKETS))?;
+        self.loaded
+            .hash::<u64, ActiveFlows>(FLOWS)?
+            .insert(key, ActiveFlows::default(), 0)
+            .map_err(failed(FLOWS))?;
         let config = CgroupThrottleConfig { cgroup_id: key, ..CgroupThrottleConfig::default() };
         self.loaded
             .hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?
@@ -198,12 +232,43 @@ impl Holder {
 
     /// Gives a direction its rate (0: none), in place, while packets pass.
     fn set_rate(&mut self, id: LimitId, direction: Direction, rate: u64) -> Result<()> {
-        let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
+        let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let key = held.key;
+        let pid = held.targets.first().and_then(Target::pid).unwrap_or(0);
+        let lower = held.rates.get(direction).is_none_or(|old| rate < old);
         let capacity = capacity(rate, direction);
+        let mut config = CgroupThrottleConfig {
+            cgroup_id: key,
+            rate_bps: rate,
+            burst_size: capacity,
+            pid,
+            ..CgroupThrottleConfig::default()
+        };
+        if direction == Direction::Download && rate != 0 {
+            let records = self.walk_those(&self.processes_of(id)?)?;
+            let class_id = self.queue.set(key, rate);
+            self.queue.see(&mut self.loaded, &records);
+            config.queue_us = QUEUE_US;
+            if lower && records.iter().any(|record| self.queue.is_equipped(record)) {
+                // First the senders learn how little they may send, then it is held: or all that they were
+                // promised before comes at once, more than a queue should take.
+                config.class_id = self.config(key)?[direction.index()].class_id;
+                self.write_config(direction, config)?;
+                self.await_lower_windows(&records);
+            }
+            config.class_id = class_id;
+        }
+        self.write_config(direction, config)?;
+        if direction == Direction::Download {
+            // The sockets tell where their packets arrive.
+            self.bump()?;
+        }
         let old = self.bucket(key, direction)?;
         let now = clock::monotonic_ns();
-        let mut bucket = TokenBucket::empty(rate, capacity, self.epoch_ns, now);
+        let mut bucket = TokenBucket {
+            class_id: config.class_id,
+            ..TokenBucket::empty(rate, capacity, self.epoch_ns, now)
+        };
         if direction == Direction::Upload && rate != 0 {
             bucket.level = match old.level {
                 // A little more than each one's share: TCP does not quite reach its cap.
@@ -221,17 +286,52 @@ impl Holder {
             shift,
             bucket,
         })?;
-        let mut configs = self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?;
-        let read = |cause| Error::caused(Kind::Failed, format!("use the eBPF map {CONFIGS}"), &cause);
-        let mut pair = configs.get(&key, 0).map_err(read)?;
+        if direction == Direction::Download && rate == 0 {
+            // After the configuration, which named it no more.
+            self.queue.release(key);
+        }
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
-        let pid = held.targets.first().and_then(Target::pid).unwrap_or(0);
-        pair[direction.index()] =
-            CgroupThrottleConfig { cgroup_id: key, rate_bps: rate, burst_size: capacity, pid, flags: 0 };
-        configs.insert(key, pair, 0).map_err(read)?;
         *held.rates.get_mut(direction) = (rate != 0).then_some(rate);
         *held.judge.get_mut(direction) = super::check::Judge::default();
         Ok(())
+    }
+
+    fn config(&mut self, key: u64) -> Result<[CgroupThrottleConfig; 2]> {
+        self.loaded
+            .hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?
+            .get(&key, 0)
+            .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {CONFIGS}"), &cause))
+    }
+
+    fn write_config(&mut self, direction: Direction, config: CgroupThrottleConfig) -> Result<()> {
+        let key = config.cgroup_id;
+        let mut pair = self.config(key)?;
+        pair[direction.index()] = config;
+        self.loaded
+            .hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?
+            .insert(key, pair, 0)
+            .map_err(|cause| Error::caused(Kind::Failed, format!("write the eBPF map {CONFIGS}"), &cause))
+    }
+
+    /// Waits until every connection of the limit at which something still arrives has advertised its smaller
+    /// window.
+    fn await_lower_windows(&self, before: &[SocketRecord]) {
+        let received: HashMap<u64, u64> =
+            before.iter().map(|record| (record.socket, record.bytes_received)).collect();
+        let pids = before.iter().map(|record| record.tgid).collect();
+        let start = Instant::now();
+        while start.elapsed() < MOST_SHRINK {
+            thread::sleep(SHRINK_STEP);
+            let late = |record: &SocketRecord| {
+                record.flags & RECORD_LOWERED == 0
+                    && self.queue.is_equipped(record)
+                    && received.get(&record.socket).is_some_and(|before| *before != record.bytes_received)
+            };
+            let now = self.walk_those(&pids).unwrap_or_default();
+            if !now.iter().any(late) && start.elapsed() >= LEAST_SHRINK {
+                break;
+            }
+        }
     }
 
     fn bucket(&mut self, key: u64, direction: Direction) -> Result<TokenBucket> {
@@ -248,7 +348,14 @@ impl Holder {
         let (key, targets) = (held.key, held.targets.clone());
         let live: HashSet<u64> = self.held.values().map(|held| held.key).collect();
         let within = members::Within { mount: &self.mount, path: &self.cgroup, id: self.cgroup_id };
-        let pids = members::enter(&mut self.loaded, &targets, key, &live, &within)?;
+        let mut pids = members::enter(&mut self.loaded, &targets, key, &live, &within)?;
+        if Target::are_standing(&targets) {
+            self.bring_in_by_rules(key, &targets)?;
+            pids = members::census(&self.loaded)?.remove(&key).into_iter().flatten().collect();
+        } else if !self.book.is_empty() {
+            // A program may have written over an entry what it had read before.
+            self.loaded.review(None)?;
+        }
         fault::point("ebpf.process-entered");
         self.bump()?;
         let open = self.walk_those(&pids)?;
@@ -268,6 +375,40 @@ impl Holder {
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
         held.brought_in = Some((Instant::now(), applied.clone()));
         Ok(applied)
+    }
+
+    /// Lets the kernel side put processes under a limit by what they are: those that are there, at once.
+    fn bring_in_by_rules(&mut self, key: u64, targets: &[Target]) -> Result<()> {
+        self.loaded.prepare_rules()?;
+        self.write_rules(key, targets)?;
+        // Whoever became something else during the first look is met by the second, or saw the rules itself.
+        let mut overfull = Vec::new();
+        for _ in 0..2 {
+            let records = self.loaded.review(None)?;
+            overfull.extend(records.into_iter().filter(|record| record.flags & PROCESS_OVERFULL != 0));
+        }
+        for record in overfull {
+            let entry: Result<ProcessEntry> = self.loaded.entry("PROCESSES", &record.tgid);
+            if entry.is_ok_and(|entry| !entry.limits.contains(&key)) {
+                return Err(Error::failed(format!(
+                    "limit process {}: it already has {MAX_NESTED} limits, clear one of them first",
+                    record.tgid
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the rules of a limit what its targets mean now: files are replaced, cgroups come and go.
+    pub fn write_rules(&mut self, key: u64, targets: &[Target]) -> Result<()> {
+        let rules = rules::of_targets(&self.loaded, &self.mount, targets)?;
+        let root = self.root();
+        self.book.set(&mut self.loaded, key, &rules, root)
+    }
+
+    /// The cgroup that rules do not look out of; 0 when that is all of them.
+    fn root(&self) -> u64 {
+        if self.cgroup == self.mount { 0 } else { self.cgroup_id }
     }
 
     /// What a limit that is in force already holds.
@@ -329,6 +470,8 @@ impl Holder {
             _ => {}
         }
         if over {
+            let root = self.root();
+            self.book.set(&mut self.loaded, key, &BTreeSet::new(), root)?;
             self.held.remove(&id);
             self.retired.push((Instant::now(), key));
             if let Some(look) = &mut self.look {
@@ -352,6 +495,10 @@ impl Holder {
         }
         members::leave(&mut self.loaded, &self.leaving)?;
         self.leaving.clear();
+        if !self.book.is_empty() {
+            // A program may have written an entry meanwhile that was written over now.
+            self.loaded.review(None)?;
+        }
         self.state.epoch += 1;
         Ok(())
     }
@@ -367,6 +514,7 @@ impl Holder {
                 self.loaded.hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS).map(|mut map| map.remove(&key));
             let _ = self.loaded.hash::<u64, [TokenBucket; 2]>(BUCKETS).map(|mut map| map.remove(&key));
             let _ = self.loaded.hash::<u64, [ThrottleStats; 2]>(STATS).map(|mut map| map.remove(&key));
+            let _ = self.loaded.hash::<u64, ActiveFlows>(FLOWS).map(|mut map| map.remove(&key));
         }
     }
 
@@ -378,10 +526,11 @@ impl Holder {
             .get(&key, 0)
             .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {STATS}"), &cause))?;
         let stats = pair[direction.index()];
+        let refused = if direction == Direction::Download { self.queue.dropped(key) } else { 0 };
         Ok(Counters {
             passed_packets: stats.packets_passed,
             passed_bytes: stats.bytes_passed,
-            dropped_packets: stats.packets_dropped,
+            dropped_packets: stats.packets_dropped + refused,
             dropped_bytes: stats.bytes_dropped,
             delayed_packets: stats.packets_delayed,
             marked_packets: stats.packets_marked,
@@ -398,6 +547,10 @@ impl Holder {
             self.state.epoch += 1;
         }
         self.let_leave()?;
+        if !self.queue.look_after() {
+            // The sockets tell again where their packets arrive.
+            self.state.epoch += 1;
+        }
         self.write_state()?;
         self.purge_retired();
         Ok(())
@@ -405,14 +558,20 @@ impl Holder {
 
     pub fn ended(&mut self) -> Result<Vec<LimitId>> {
         let events = self.events.drain();
-        // Connections accepted from a shared listener: whoever of the limited ones holds them owns them.
-        let listeners: HashSet<u32> =
-            events.iter().filter(|event| event.kind == EVENT_ACCEPTED).map(|event| event.tgid).collect();
-        for tgid in listeners {
-            self.walk_one(tgid)?;
+        // Connections accepted from a shared listener: whoever of the limited ones holds them owns them. And what
+        // those have open who have just come under a limit.
+        let of_kind = |kinds: &[u32]| -> HashSet<u32> {
+            events.iter().filter(|event| kinds.contains(&event.kind)).map(|event| event.tgid).collect()
+        };
+        let records = self.walk_those(&of_kind(&[EVENT_ACCEPTED, EVENT_CHANGED]))?;
+        self.queue.see(&mut self.loaded, &records);
+        self.unpace_free(of_kind(&[EVENT_CHANGED]));
+        for event in events.iter().filter(|event| event.kind == EVENT_DEVICE) {
+            self.queue.equip(&mut self.loaded, event.tgid, None, event.device);
         }
         let census = members::census(&self.loaded)?;
-        Ok(self.held.iter().filter(|(_, held)| !census.contains_key(&held.key)).map(|(id, _)| *id).collect())
+        let over = |held: &Held| !Target::are_standing(&held.targets) && !census.contains_key(&held.key);
+        Ok(self.held.iter().filter(|(_, held)| over(held)).map(|(id, _)| *id).collect())
     }
 
     /// The sockets of these processes.

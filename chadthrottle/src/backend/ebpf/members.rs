@@ -7,7 +7,10 @@ use std::{
 };
 
 use aya::maps::MapError;
-use chadthrottle_common::abi::{MAX_NESTED, MAX_PROCESSES, ProcessEntry};
+use chadthrottle_common::{
+    abi::{MAX_NESTED, MAX_PROCESSES, ProcessEntry},
+    rules::Limits,
+};
 
 use crate::{
     error::{Error, Kind, Result},
@@ -16,6 +19,8 @@ use crate::{
 };
 
 const PROCESSES: &str = "PROCESSES";
+/// What of a process's limits no rule gave it.
+const PINNED: &str = "PINNED";
 
 /// bpf_map_update_elem: only make, only change.
 const BPF_NOEXIST: u64 = 1;
@@ -118,6 +123,7 @@ fn enter_one(loaded: &mut Loaded, pid: u32, key: u64, live: &HashSet<u64>) -> Re
     // Opened before the entry is made, looked at after: the entry then is this very process's, or is
     // taken back.
     let process = Process::open(pid)?;
+    pin(loaded, pid, key, live)?;
     let mut processes = loaded.hash::<u32, ProcessEntry>(PROCESSES)?;
     // The programs may make or remove the entry between the look and the change; then look again.
     for _ in 0..8 {
@@ -144,6 +150,7 @@ fn enter_one(loaded: &mut Loaded, pid: u32, key: u64, live: &HashSet<u64>) -> Re
     if process.is_ending() {
         // The exit hook may have run before the entry was made. Ids come back only after all others.
         let _ = processes.remove(&pid);
+        let _ = loaded.hash::<u32, Limits>(PINNED)?.remove(&pid);
         return Err(Error::new(Kind::NotFound, format!("process {pid} ended")));
     }
     if holds {
@@ -151,6 +158,17 @@ fn enter_one(loaded: &mut Loaded, pid: u32, key: u64, live: &HashSet<u64>) -> Re
     } else {
         Err(Error::failed(format!("enter process {pid} into the eBPF map {PROCESSES}")))
     }
+}
+
+/// Keeps a limit on a process whatever the rules say.
+fn pin(loaded: &mut Loaded, pid: u32, key: u64, live: &HashSet<u64>) -> Result<()> {
+    let mut pinned = loaded.hash::<u32, Limits>(PINNED)?;
+    let mut entry = ProcessEntry { born: 0, limits: pinned.get(&pid, 0).unwrap_or_default() };
+    // When there is no room, there is none among all its limits either, which is what is told.
+    add(&mut entry, key, live);
+    pinned
+        .insert(pid, entry.limits, 0)
+        .map_err(|cause| Error::caused(Kind::Failed, format!("write the eBPF map {PINNED}"), &cause))
 }
 
 /// Adds a limit to an entry; false when there is no room. Ids of limits that are over give way.
@@ -174,14 +192,27 @@ pub fn leave(loaded: &mut Loaded, keys: &HashSet<u64>) -> Result<()> {
     let mut processes = loaded.hash::<u32, ProcessEntry>(PROCESSES)?;
     for pid in pids {
         let Ok(mut entry) = processes.get(&pid, 0) else { continue };
-        let mut limits = entry.limits.map(|id| if keys.contains(&id) { 0 } else { id });
-        // Zero ends the list.
-        limits.sort_by_key(|id| *id == 0);
-        entry.limits = limits;
+        entry.limits = without(entry.limits, keys);
         // Fails when it ended meanwhile.
         let _ = processes.insert(pid, entry, BPF_EXIST);
     }
+    let pinned = loaded.entries::<u32, Limits>(PINNED)?;
+    let mut map = loaded.hash::<u32, Limits>(PINNED)?;
+    for (pid, limits) in pinned {
+        let left = without(limits, keys);
+        if left == limits {
+            continue;
+        }
+        let _ = if left[0] == 0 { map.remove(&pid) } else { map.insert(pid, left, BPF_EXIST) };
+    }
     Ok(())
+}
+
+fn without(limits: Limits, keys: &HashSet<u64>) -> Limits {
+    let mut limits = limits.map(|id| if keys.contains(&id) { 0 } else { id });
+    // Zero ends the list.
+    limits.sort_by_key(|id| *id == 0);
+    limits
 }
 
 /// The processes of every limit.

@@ -2,7 +2,9 @@
 //!
 //! - `holder`: what is in the kernel, once for both directions: setting, changing, lifting.
 //! - `members`: which processes are under which limit.
+//! - `rules`: what processes must be to come under a limit.
 //! - `pacing`: connections that were open already send no faster than the limit.
+//! - `queue`: downloads without loss, where that can be had.
 //! - `check`: the live check.
 //! - `requirements`: what it needs, for the probe and `doctor`.
 
@@ -23,7 +25,9 @@ mod check;
 mod holder;
 mod members;
 pub mod pacing;
+mod queue;
 mod requirements;
+mod rules;
 
 use holder::Holder;
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use chadthrottle_common::{
-    abi::{Flow, RECORD_FOLLOWS, RECORD_LISTENER, SocketRecord, TokenBucket},
+    abi::{Flow, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, SocketRecord, TokenBucket},
     pacing::payload_rate,
 };
 
@@ -18,6 +18,7 @@ use crate::{
     error::{Context, Result},
     kernel::{
         bpf::{FlowMap, sys},
+        matching::Census,
         process::{self, Process},
         sockets,
     },
@@ -139,6 +140,22 @@ impl Holder {
         Ok(pids)
     }
 
+    /// Gives back the caps of those processes that no upload limit holds any more.
+    pub fn unpace_free(&self, mut pids: HashSet<u32>) {
+        let limited: HashSet<u64> = self
+            .held
+            .values()
+            .filter(|held| held.rates.get(Direction::Upload).is_some())
+            .map(|held| held.key)
+            .collect();
+        pids.retain(|pid| {
+            let entry: Result<ProcessEntry> = self.loaded.entry("PROCESSES", pid);
+            // Of a process that has ended nothing is left to give back.
+            entry.is_ok_and(|entry| !entry.limits.iter().any(|key| limited.contains(key)))
+        });
+        self.unpace(&pids);
+    }
+
     /// Gives back the caps of all connections of these processes.
     pub fn unpace(&self, pids: &HashSet<u32>) {
         let Ok(flows) = self.loaded.flows() else { return };
@@ -162,6 +179,13 @@ fn targeted(targets: &[Target]) -> Vec<u32> {
             }
             _ => {}
         }
+    }
+    if Target::are_standing(targets)
+        && let Ok(census) = Census::take(Path::new(process::PROC))
+    {
+        pids.extend(census.matches(targets).iter().map(|found| found.pid));
+        pids.sort_unstable();
+        pids.dedup();
     }
     pids
 }

@@ -2,12 +2,19 @@
 
 use nix::sys::utsname::uname;
 
-use super::holder::Holder;
+use super::{holder::Holder, queue};
 use crate::{
     backend::{Probe, Requirement, Site},
     error::{Error, Kind},
     kernel::{bpf, btf, caps, cgroup, process},
+    model::RungKind,
 };
+
+/// What downloads without loss need of the kernel, beside what the backend itself does; without it they are held by
+/// a lower rung.
+const FOR_QUEUE: &str = "a kernel with CONFIG_IFB, CONFIG_NET_SCH_HTB, CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF and \
+                         CONFIG_NET_ACT_MIRRED, or their modules";
+const FOR_WINDOW: &str = "a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, or their modules";
 
 /// Loads everything and attaches it, with nothing limited; then takes it away again.
 pub fn probe(site: &Site) -> Probe {
@@ -63,9 +70,26 @@ pub fn list(site: &Site) -> Vec<Requirement> {
         ),
         one("programs load", String::new(), of(bpf::check_ebpf_support(), None)),
     ];
-    let attached = Holder::open(site);
+    let mut attached = Holder::open(site);
     let degraded = attached.as_ref().map_or_else(|_| Vec::new(), |holder| holder.loaded.degraded.clone());
+    let rungs = attached.as_mut().map_or_else(
+        |_| Vec::new(),
+        |holder| {
+            let (queue, window) =
+                (queue::try_queue(&mut holder.loaded), queue::try_window(&mut holder.loaded));
+            let name = |kind: RungKind| format!("downloads by {kind}");
+            vec![
+                one(
+                    &name(RungKind::IfbHtbWindow),
+                    String::new(),
+                    of(queue.and(window.clone()), Some(FOR_QUEUE)),
+                ),
+                one(&name(RungKind::WindowBucket), String::new(), of(window, Some(FOR_WINDOW))),
+            ]
+        },
+    );
     all.push(one("programs attach", String::new(), of(attached.map(drop), None)));
+    all.extend(rungs);
     all.extend(
         degraded
             .into_iter()

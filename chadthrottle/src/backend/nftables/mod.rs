@@ -266,7 +266,7 @@ impl Backend for Nftables {
                 "the owner was too slow to say that it lives; until it did, nothing was limited".to_owned();
             escapes.push(Escape { kind: EscapeKind::LeaseExpired, message });
         }
-        Ok(Checked { processes: pids.len() as u32, sockets, escapes })
+        Ok(Checked { processes: pids.len() as u32, sockets, escapes, rungs: Vec::new() })
     }
 
     fn credit(&self, rate: Rate) -> u64 {

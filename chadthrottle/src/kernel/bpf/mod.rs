@@ -18,6 +18,7 @@ use super::{btf::Btf, caps};
 use crate::error::{Context, Error, Kind, Result};
 
 pub mod keeper;
+mod rules;
 pub mod sys;
 pub use sys::CgroupHook;
 
@@ -37,7 +38,15 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("SK_MAX_PACING_RATE", "sock", "sk_max_pacing_rate"),
     ("TCP_BYTES_ACKED", "tcp_sock", "bytes_acked"),
     ("TCP_BYTES_RECEIVED", "tcp_sock", "bytes_received"),
+    ("SK_NET", "sock", "__sk_common.skc_net"),
+    ("NET_INUM", "net", "ns.inum"),
+    ("TCP_RCV_WSCALE", "tcp_sock", "rx_opt.rcv_wscale"),
+    ("TCP_RCV_RTT_US", "tcp_sock", "rcv_rtt_est.rtt_us"),
+    ("TCP_SRTT_US", "tcp_sock", "srtt_us"),
 ];
+
+/// Where a socket remembers the device of its last packets, newest kernel first; older ones have neither.
+const RX_DEVICE: &[(&str, &str)] = &[("sock", "sk_rx_dst_ifindex"), ("inet_sock", "rx_dst_ifindex")];
 
 /// Programs without which no limit can hold. The two limiters have a form for kernels before 5.12.
 const NEEDED: &[&str] =
@@ -52,6 +61,7 @@ pub struct Loaded {
     /// Name of the program, hook and link of what is attached to the cgroup.
     links: Vec<(&'static str, CgroupHook, OwnedFd)>,
     adopting: bool,
+    follows_rules: bool,
     egress: &'static str,
     ingress: &'static str,
     /// What this kernel lacks, and what that costs.
@@ -73,13 +83,18 @@ pub fn load_ebpf_program() -> Result<Loaded> {
     let kernel = Btf::from_kernel()?;
     let offsets = FIELDS
         .iter()
+        .chain(rules::FIELDS)
         .map(|(global, name, path)| Ok((*global, kernel.offset(name, path)?)))
         .collect::<Result<Vec<_>>>()?;
+    let rx_device = RX_DEVICE.iter().find_map(|(name, path)| kernel.offset(name, path).ok()).unwrap_or(0);
+    let scale_shift = kernel.bit_offset("tcp_sock", "rx_opt.rcv_wscale")? % 8;
     let have_mptcp = u32::from(has_helper(MPTCP_HELPER));
     let mut loader = EbpfLoader::new();
     for (name, offset) in &offsets {
         loader.override_global(name, offset, true);
     }
+    loader.override_global("SK_RX_DEVICE", &rx_device, true);
+    loader.override_global("TCP_RCV_WSCALE_SHIFT", &scale_shift, true);
     loader.override_global("HAVE_MPTCP", &have_mptcp, true);
     let ebpf =
         loader.load(OBJECT).map_err(|cause| Error::caused(Kind::NoBackend, "load the eBPF maps", &cause))?;
@@ -87,6 +102,7 @@ pub fn load_ebpf_program() -> Result<Loaded> {
         ebpf,
         links: Vec::new(),
         adopting: false,
+        follows_rules: false,
         egress: "limit_egress",
         ingress: "limit_ingress",
         degraded: Vec::new(),
@@ -188,7 +204,10 @@ impl Loaded {
             Program::CgroupSkb(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
             Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
-            Program::Iter(program) => program.load("task_file", types),
+            Program::Iter(program) => {
+                let over = if name == "review_processes" { "task" } else { "task_file" };
+                program.load(over, types)
+            }
             Program::SockOps(program) => program.load(),
             _ => return Err(Error::failed(format!("the eBPF object's program {name} has an unknown type"))),
         };
@@ -204,6 +223,20 @@ impl Loaded {
             .fd()
             .map_err(|cause| Error::caused(Kind::Failed, format!("use eBPF program {name}"), &cause))?;
         Ok(fd.as_fd())
+    }
+
+    /// A classifier, loaded when it is first asked for.
+    ///
+    /// # Errors
+    /// [`Kind::NoBackend`] with the verifier's word when the kernel refuses it.
+    pub fn classifier(&mut self, name: &str) -> Result<BorrowedFd<'_>> {
+        let Some(Program::SchedClassifier(program)) = self.ebpf.program_mut(name) else {
+            return Err(Error::failed(format!("the eBPF object has no classifier {name}")));
+        };
+        match program.load() {
+            Ok(()) | Err(ProgramError::AlreadyLoaded) => self.program_fd(name),
+            Err(cause) => Err(refusal(name, &cause)),
+        }
     }
 
     /// Attaches everything that a limit takes: fork and exit, sockets, packets, in this order, so that
@@ -405,7 +438,8 @@ fn tracepoint_of(program: &str) -> &'static str {
         "follow_exit" => "sched_process_exit",
         "adopt_on_send" => "sock_send_length",
         "adopt_on_receive" => "sock_recv_length",
-        _ => "tcp_rcv_space_adjust",
+        "adopt_on_tcp_read" => "tcp_rcv_space_adjust",
+        other => rules::tracepoint_of(other).unwrap_or("no such tracepoint"),
     }
 }
 

@@ -13,6 +13,7 @@ const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_ITER_CREATE: libc::c_int = 33;
 
 const BPF_TRACE_ITER: u32 = 28;
+const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 
 /// Hooks of a cgroup; the values are the kernel's `enum bpf_attach_type`.
@@ -116,6 +117,20 @@ pub fn attach_to_cgroup(
             prog_fd: program.as_raw_fd() as u32,
             target_fd: cgroup.as_raw_fd() as u32,
             attach_type: hook as u32,
+            ..LinkCreate::default()
+        },
+    )
+}
+
+/// Attaches a classifier to the egress of a device of the calling thread's network namespace (6.6). It stays
+/// as long as the returned link is open and the device is there. Coexists with others'.
+pub fn attach_to_egress(program: BorrowedFd<'_>, device: u32) -> io::Result<OwnedFd> {
+    bpf_fd(
+        BPF_LINK_CREATE,
+        &mut LinkCreate {
+            prog_fd: program.as_raw_fd() as u32,
+            target_fd: device,
+            attach_type: BPF_TCX_EGRESS,
             ..LinkCreate::default()
         },
     )

@@ -31,7 +31,15 @@ pub enum Command {
     /// `listen udp`
     ListenDatagrams { address: SocketAddr },
     /// `connect`
-    Connect { stream: Stream, address: SocketAddr, way: Way, flows: u64, congestion: String, run: u64 },
+    Connect {
+        stream: Stream,
+        address: SocketAddr,
+        way: Way,
+        flows: u64,
+        congestion: String,
+        rate: u64,
+        run: u64,
+    },
     /// `udp`
     Datagrams { address: SocketAddr, way: Way, rate: u64, size: u32, run: u64 },
     /// `close`
@@ -84,6 +92,7 @@ fn parse(line: &str) -> Result<Command, String> {
             way: way(words.next()?)?,
             flows: words.option("flows", 1)?,
             congestion: words.option("cc", String::new())?,
+            rate: words.option("rate", 0)?,
             run: words.option("run", 0)?,
         },
         "udp" => Command::Datagrams {

@@ -183,8 +183,8 @@ impl Engine {
             Command::ListenDatagrams { address } => {
                 self.datagrams.push(Datagrams::listen(address).context(format!("listen at {address}"))?);
             }
-            Command::Connect { stream, address, way, flows, congestion, run } => {
-                let header = Header { way, run, rate: 0, size: 0, congestion };
+            Command::Connect { stream, address, way, flows, congestion, rate, run } => {
+                let header = Header { way, run, rate, size: 0, congestion };
                 for _ in 0..flows {
                     let flow =
                         Flow::connect(stream, address, &header).context(format!("connect to {address}"))?;

@@ -1,4 +1,4 @@
-//! A connection that transfers as fast as it can.
+//! A connection that transfers as fast as it can, or as it is told to.
 
 use std::{
     collections::BTreeMap,
@@ -6,7 +6,7 @@ use std::{
     io::{self, Read, Write},
     mem,
     net::{SocketAddr, TcpListener, TcpStream},
-    os::fd::{AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
     time::Duration,
 };
 
@@ -17,6 +17,7 @@ use super::{
     command::{Stream, Way},
     wire::{self, Header},
 };
+use crate::kernel::sockets;
 
 /// Longest that a connection may take to be made.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -79,7 +80,7 @@ impl Flow {
         let mut socket = open(stream, address)?;
         let sends = header.way == Way::Put;
         if sends {
-            set_congestion(&socket, &header.congestion)?;
+            prepare_to_send(&socket, header)?;
         }
         socket.write_all(&header.bytes())?;
         Self::new(socket, sends, header.run)
@@ -126,7 +127,7 @@ impl Flow {
                 self.run = header.run;
                 let sends = header.way == Way::Get;
                 self.role = if sends { Role::Sends } else { Role::Receives };
-                return !sends || set_congestion(&self.socket, &header.congestion).is_ok();
+                return !sends || prepare_to_send(&self.socket, &header).is_ok();
             }
             Role::Greeted { .. } => {}
             Role::Sends => runs.entry(self.run).or_default().tx += moved,
@@ -177,9 +178,12 @@ fn socket(stream: Stream, address: SocketAddr) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
 }
 
-fn set_congestion(socket: &TcpStream, name: &str) -> io::Result<()> {
-    if !name.is_empty() {
-        setsockopt(socket, sockopt::TcpCongestion, &OsString::from(name))?;
+fn prepare_to_send(socket: &TcpStream, header: &Header) -> io::Result<()> {
+    if !header.congestion.is_empty() {
+        setsockopt(socket, sockopt::TcpCongestion, &OsString::from(&header.congestion))?;
+    }
+    if header.rate != 0 {
+        sockets::set_max_pacing_rate(socket.as_fd(), header.rate)?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@
 //! | command | does |
 //! |---|---|
 //! | `listen tcp\|mptcp\|udp ADDR [accept=N]` | serves, whatever the clients ask for; at most N connections |
-//! | `connect tcp\|mptcp ADDR get\|put [flows=N] [cc=NAME] [run=R]` | opens N connections that transfer until closed |
+//! | `connect tcp\|mptcp ADDR get\|put [flows=N] [cc=NAME] [rate=BYTES] [run=R]` | opens N connections that transfer until closed, each at most at the rate |
 //! | `udp ADDR get\|put rate=BYTES [size=N] [run=R]` | datagrams of N payload bytes at a rate |
 //! | `close` | closes everything that transfers |
 //! | `time-connect ADDR [count=N]` | opens and closes N connections; answers `ms`, the time each took |

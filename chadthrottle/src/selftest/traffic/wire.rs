@@ -15,7 +15,7 @@ pub struct Header {
     pub way: Way,
     /// The run to count under.
     pub run: u64,
-    /// Datagrams only: payload bytes a second that the server shall send.
+    /// Payload bytes a second that the server shall send; of a connection at most, and 0: as many as it can.
     pub rate: u64,
     /// Datagrams only: payload bytes in each that the server sends.
     pub size: u32,

@@ -20,6 +20,9 @@ use super::{ensure, network, program};
 /// The kernel frees eBPF objects and cgroups a little after their last user is gone.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// Keeps a map for as long as the owner's cgroup is there, which is looked for itself: no process holds this program.
+const KEEPER: &str = "chadt_keeper";
+
 /// eBPF objects with names like these are the system manager's, which loads some whenever a service starts.
 const SYSTEMD: &str = "sd_";
 
@@ -64,8 +67,13 @@ impl<'a> Machine<'a> {
                 found.insert(format!("eBPF map {} {}", map.id(), map.name_as_str().unwrap_or("?")));
             }
         }
-        names_below(Path::new("/sys/fs/bpf"), &|name| name.starts_with("chad"), &mut found)?;
-        names_below(&cgroup::mount()?, &|name| name.starts_with("chadt-") && !is_anothers(name), &mut found)?;
+        names_below(Path::new("/sys/fs/bpf"), &|name| Some(name.starts_with("chad")), &mut found)?;
+        // What is in another test run's cgroup is that run's.
+        let ours = |name: &str| match name.starts_with("chadt-") {
+            true if is_anothers(name) => None,
+            ours => Some(ours),
+        };
+        names_below(&cgroup::mount()?, &ours, &mut found)?;
         found.extend(processes()?);
         Ok(found)
     }
@@ -94,10 +102,13 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// Whether a cgroup, by its name, belongs to another run of the tests or of the self-test that is at work.
+/// Whether a cgroup, by its name, is somebody else's. Whatever is ours has its maker's id as the third word of its name:
+/// of tests this process, of the program one that is gone (of one that is at work the process itself is told).
 fn is_anothers(name: &str) -> bool {
-    let pid = name.split('-').nth(2).and_then(|word| word.parse::<u32>().ok());
-    pid.is_some_and(|pid| pid != std::process::id() && Path::new(&format!("/proc/{pid}")).exists())
+    let mut words = name.split('-').skip(1);
+    let (kind, pid) = (words.next(), words.next().and_then(|word| word.parse::<u32>().ok()));
+    let at_work = |pid: u32| Path::new(&format!("/proc/{pid}")).exists();
+    pid.is_none_or(|pid| pid != std::process::id() && (kind == Some("test") || at_work(pid)))
 }
 
 /// Ids of eBPF objects.
@@ -109,7 +120,7 @@ struct Objects {
 }
 
 impl Objects {
-    /// Those that processes hold which do not run the binary under test, with what these keep alive.
+    /// Those that processes hold which do not run the binary under test, and cgroups, with what these keep alive.
     fn of_other_programs() -> Result<Self> {
         let ours = binary_under_test()?;
         let mut held = Self::default();
@@ -125,6 +136,9 @@ impl Objects {
             }
         }
         for program in aya::programs::loaded_programs().flatten() {
+            if program.name_as_str() == Some(KEEPER) {
+                held.programs.insert(program.id());
+            }
             if held.programs.contains(&program.id()) {
                 held.maps.extend(program.map_ids().ok().flatten().unwrap_or_default());
             }
@@ -149,8 +163,12 @@ impl Objects {
     }
 }
 
-/// Folders and files with names that are wanted.
-fn names_below(folder: &Path, wanted: &dyn Fn(&str) -> bool, found: &mut BTreeSet<String>) -> Result<()> {
+/// Folders and files with names that are wanted; `None`: nor is what is below.
+fn names_below(
+    folder: &Path,
+    wanted: &dyn Fn(&str) -> Option<bool>,
+    found: &mut BTreeSet<String>,
+) -> Result<()> {
     let entries = match fs::read_dir(folder) {
         Ok(entries) => entries,
         // Not there, or just gone.
@@ -159,7 +177,8 @@ fn names_below(folder: &Path, wanted: &dyn Fn(&str) -> bool, found: &mut BTreeSe
     };
     for entry in entries.flatten() {
         let path = entry.path();
-        if wanted(&entry.file_name().to_string_lossy()) {
+        let Some(wanted_itself) = wanted(&entry.file_name().to_string_lossy()) else { continue };
+        if wanted_itself {
             found.insert(path.display().to_string());
         }
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -17,7 +17,7 @@ pub use chadthrottle::{
 };
 pub use machine::Machine;
 pub use pair::Pair;
-pub use scene::{FULL_SPEED, Limit, Scene, await_full_speed, ensure_held, received};
+pub use scene::{Limit, Scene, await_full_speed, ensure_held, full_speed, received};
 
 use std::path::PathBuf;
 

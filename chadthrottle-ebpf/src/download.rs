@@ -1,0 +1,320 @@
+//! Downloads without loss: a queue in front of the limit, and senders that do not overfill it.
+//!
+//! - [`find_socket`] (tc ingress, a classifier with the action "redirect to our IFB"): packets of limited
+//!   sockets go through the class of their limit on the IFB, and come back.
+//! - [`lower_window`] (tc egress): acknowledgements of limited sockets advertise no more than what fits the
+//!   line and the queue.
+
+use core::{ffi::c_void, mem};
+
+use aya_ebpf::{
+    EbpfContext,
+    bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple},
+    helpers::{
+        bpf_l4_csum_replace, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes,
+        bpf_skb_load_bytes_relative, bpf_skb_store_bytes, bpf_skc_lookup_tcp, bpf_skc_to_tcp_sock,
+    },
+    macros::classifier,
+    programs::TcContext,
+};
+use chadthrottle_common::{
+    abi::{ActiveFlows, CLASS_MAJOR, CgroupThrottleConfig, DOWNLOAD, FlowWindow, Tag},
+    window,
+};
+
+use crate::{
+    atomic,
+    kernel::{field, global},
+    limit::{TCP_LISTEN, held_tag, stats},
+    maps::{CGROUP_CONFIGS, CGROUP_FLOWS, WINDOWS, live_state},
+};
+
+/// What a classifier without direct action answers: its action is taken, or not.
+const MATCH: i32 = -1;
+const NO_MATCH: i32 = 0;
+/// TC_ACT_UNSPEC, TCX_NEXT: on to whoever comes next.
+const NEXT: i32 = -1;
+
+/// BPF_HDR_START_NET: offsets count from the IP header, whatever stands before it.
+const FROM_IP_HEADER: u32 = 1;
+
+const IPV4: u16 = 0x0800u16.to_be();
+const IPV6: u16 = 0x86ddu16.to_be();
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+
+/// Extension headers of IPv6 that may stand before the transport header; after a fragment header there may
+/// be none.
+const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
+const DESTINATION: u8 = 60;
+const MAX_EXTENSIONS: usize = 4;
+
+const ETHERNET_HEADER: u32 = 14;
+
+/// Reads plain integers at an offset from the IP header.
+#[inline(always)]
+fn load<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
+    let mut value = mem::MaybeUninit::<T>::uninit();
+    // SAFETY: as many bytes as T has; only called for integers and arrays of them, which any bytes are.
+    unsafe {
+        let status = bpf_skb_load_bytes_relative(
+            ctx.as_ptr(),
+            at,
+            value.as_mut_ptr().cast(),
+            mem::size_of::<T>() as u32,
+            FROM_IP_HEADER,
+        );
+        (status == 0).then(|| value.assume_init())
+    }
+}
+
+/// Where the transport header is.
+struct Transport {
+    ipv6: bool,
+    protocol: u8,
+    at: u32,
+}
+
+/// `None` for fragments too: only the first has ports, so that they are one packet to the limit only when
+/// they have been put together, at the socket.
+#[inline(always)]
+fn transport(ctx: &TcContext) -> Option<Transport> {
+    // SAFETY: a field of the context.
+    match unsafe { (*ctx.skb.skb).protocol } as u16 {
+        IPV4 => {
+            let first: u8 = load(ctx, 0)?;
+            let fragment: u16 = load(ctx, 6)?;
+            if u16::from_be(fragment) & 0x3fff != 0 {
+                return None;
+            }
+            Some(Transport { ipv6: false, protocol: load(ctx, 9)?, at: u32::from(first & 15) * 4 })
+        }
+        IPV6 => {
+            let mut protocol: u8 = load(ctx, 6)?;
+            let mut at = 40;
+            for _ in 0..MAX_EXTENSIONS {
+                if protocol != HOP_BY_HOP && protocol != ROUTING && protocol != DESTINATION {
+                    break;
+                }
+                let [next, length]: [u8; 2] = load(ctx, at)?;
+                protocol = next;
+                at += (u32::from(length) + 1) * 8;
+            }
+            Some(Transport { ipv6: true, protocol, at })
+        }
+        _ => None,
+    }
+}
+
+/// The socket that the packet is for, handed to `use_socket`. At tc ingress `skb->sk` is none, or, on a
+/// veth, the sender's. There is one lookup and one release, and no way out in between: the verifier wants
+/// the reference back.
+#[inline(always)]
+fn with_socket<R>(ctx: &TcContext, use_socket: impl FnOnce(*mut bpf_sock) -> Option<R>) -> Option<R> {
+    let Transport { ipv6, protocol, at } = transport(ctx)?;
+    if protocol != TCP && protocol != UDP {
+        return None;
+    }
+    let ports: [u16; 2] = load(ctx, at)?;
+    // SAFETY: a union of plain integers; the arm that is filled is the one its length names; the socket is
+    // looked at only while the reference is held.
+    unsafe {
+        let mut tuple: bpf_sock_tuple = mem::zeroed();
+        let size = if ipv6 {
+            tuple.__bindgen_anon_1.ipv6.saddr = load(ctx, 8)?;
+            tuple.__bindgen_anon_1.ipv6.daddr = load(ctx, 24)?;
+            tuple.__bindgen_anon_1.ipv6.sport = ports[0];
+            tuple.__bindgen_anon_1.ipv6.dport = ports[1];
+            36
+        } else {
+            tuple.__bindgen_anon_1.ipv4.saddr = load(ctx, 12)?;
+            tuple.__bindgen_anon_1.ipv4.daddr = load(ctx, 16)?;
+            tuple.__bindgen_anon_1.ipv4.sport = ports[0];
+            tuple.__bindgen_anon_1.ipv4.dport = ports[1];
+            12
+        };
+        let here = BPF_F_CURRENT_NETNS as i64 as u64;
+        let found = if protocol == TCP {
+            bpf_skc_lookup_tcp(ctx.as_ptr(), &raw mut tuple, size, here, 0)
+        } else {
+            bpf_sk_lookup_udp(ctx.as_ptr(), &raw mut tuple, size, here, 0)
+        };
+        if found.is_null() {
+            return None;
+        }
+        // A request or time-wait socket is no full socket; its reference has to be given back all the same.
+        let full = bpf_sk_fullsock(found);
+        let result = if full.is_null() { None } else { use_socket(full) };
+        bpf_sk_release(found.cast());
+        result
+    }
+}
+
+/// The lowest of the download limits that hold a socket and satisfy `wanted`: the one that counts.
+#[inline(always)]
+fn lowest(
+    tag: &Tag,
+    wanted: impl Fn(&CgroupThrottleConfig) -> bool,
+) -> Option<(u64, &'static CgroupThrottleConfig)> {
+    let mut best: Option<(u64, &CgroupThrottleConfig)> = None;
+    for id in tag.limits {
+        if id == 0 {
+            break;
+        }
+        // SAFETY: the element is freed only a second after the last tag that names it was resolved anew.
+        let Some(pair) = (unsafe { CGROUP_CONFIGS.get(id) }) else { continue };
+        let [_, config] = pair;
+        if config.rate_bps != 0
+            && wanted(config)
+            && best.is_none_or(|(_, other)| config.rate_bps < other.rate_bps)
+        {
+            best = Some((id, config));
+        }
+    }
+    best
+}
+
+#[inline(always)]
+fn class_of(ctx: &TcContext) -> Option<u32> {
+    // SAFETY: a field of the context.
+    if unsafe { (*ctx.skb.skb).priority } >> 16 == CLASS_MAJOR {
+        return None; // was queued already, on a device below this one
+    }
+    let (state, _) = live_state()?;
+    with_socket(ctx, |socket| {
+        // SAFETY: a full socket, to which a reference is held.
+        unsafe {
+            if (*socket).state == TCP_LISTEN {
+                return None;
+            }
+            let tag = held_tag(socket, state.epoch)?;
+            lowest(tag, |config| config.class_id != 0).map(|(_, config)| config.class_id)
+        }
+    })
+}
+
+/// Ingress, not direct action. Only where the redirection follows the packet has the priority that lets it
+/// pass at the socket: a foreign filter before ours, which decides by itself, leaves it to the bucket.
+#[classifier]
+pub fn find_socket(ctx: TcContext) -> i32 {
+    let Some(class) = class_of(&ctx) else { return NO_MATCH };
+    // SAFETY: a field of the context that may be written.
+    unsafe { (*ctx.skb.skb).priority = class };
+    MATCH
+}
+
+/// Connections of the limit that are active; counts this one.
+#[inline(always)]
+fn active_flows(id: u64, flow: &mut FlowWindow, now_ns: u64) -> u32 {
+    let Some(flows) = CGROUP_FLOWS.get_ptr_mut(id) else { return 1 };
+    let period = window::period(now_ns);
+    // SAFETY: a map value; the index is below the number of words. Two processors that both begin a period
+    // may lose a count, for the rest of that period.
+    unsafe {
+        let words = (&raw mut (*flows.cast::<ActiveFlows>()).periods).cast::<u64>();
+        let word = |period: u32| words.add(period as usize % window::PERIODS);
+        let now = word(period);
+        if flow.period != period {
+            flow.period = period;
+            if window::count_in(*now, period) == 0 {
+                core::ptr::write_volatile(now, window::first_of(period));
+            } else {
+                atomic::add(now, 1);
+            }
+        }
+        let before = window::count_in(*word(period.wrapping_sub(1)), period.wrapping_sub(1));
+        window::count_in(*now, period).max(before)
+    }
+}
+
+#[inline(always)]
+unsafe fn observe_round_trip(flow: &mut FlowWindow, tcp: *const c_void) {
+    // SAFETY: the caller's: a tcp_sock; offsets from the kernel's BTF. Both are kept times eight.
+    let measured = unsafe {
+        [field::<u32>(tcp, global::TCP_RCV_RTT_US()) >> 3, field::<u32>(tcp, global::TCP_SRTT_US()) >> 3]
+    };
+    for rtt_us in measured {
+        if rtt_us != 0 && (flow.min_rtt_us == 0 || rtt_us < flow.min_rtt_us) {
+            flow.min_rtt_us = rtt_us;
+        }
+    }
+}
+
+/// `header`: bytes before the IP header.
+#[inline(always)]
+fn lower(ctx: &TcContext, header: u32) -> Option<()> {
+    const SYN_RST_ACK: u8 = 0b1_0110;
+    const ACK: u8 = 0b1_0000;
+    // SAFETY: fields of the context; sockets are checked for null before use; the field offsets come from
+    // the kernel's BTF.
+    unsafe {
+        let socket = (*ctx.skb.skb).__bindgen_anon_2.sk;
+        if socket.is_null() {
+            return None;
+        }
+        let socket = bpf_sk_fullsock(socket);
+        if socket.is_null() || (*socket).protocol != u32::from(TCP) {
+            return None;
+        }
+        let (state, now_ns) = live_state()?;
+        let tag = held_tag(socket, state.epoch)?;
+        let (id, config) = lowest(tag, |config| config.queue_us != 0)?;
+        let Transport { protocol: TCP, at, .. } = transport(ctx)? else { return None };
+        let flags: u8 = load(ctx, at + 13)?;
+        if flags & SYN_RST_ACK != ACK {
+            return None;
+        }
+        let ack = u32::from_be(load(ctx, at + 4 + 4)?);
+        let old: u16 = load(ctx, at + 14)?;
+        // The write below counts from the start of the buffer: that it finds the same bytes there.
+        let mut same = !old;
+        bpf_skb_load_bytes(ctx.as_ptr(), header + at + 14, (&raw mut same).cast(), 2);
+        if same != old {
+            return None;
+        }
+        let tcp: *const c_void = bpf_skc_to_tcp_sock(socket.cast()).cast();
+        if tcp.is_null() {
+            return None;
+        }
+        let flow = WINDOWS.get_or_create(socket.cast())?;
+        observe_round_trip(flow, tcp);
+        let flows = active_flows(id, flow, now_ns);
+        let wanted = window::wanted(config.rate_bps, flow.min_rtt_us, config.queue_us, flows);
+        let scale = field::<u8>(tcp, global::TCP_RCV_WSCALE()) >> (global::TCP_RCV_WSCALE_SHIFT() & 7) & 15;
+        // Another limit, or a lower rate: again as at the start.
+        let known = flow.limit == id && flow.rate_bps <= config.rate_bps;
+        let lowered =
+            window::lower(ack, u16::from_be(old), scale, wanted, if known { Some(flow.edge) } else { None });
+        let new = lowered.field.to_be();
+        if new != old {
+            if bpf_skb_store_bytes(ctx.skb.skb, header + at + 14, (&raw const new).cast(), 2, 0) != 0 {
+                return None;
+            }
+            // The size of what was changed stands in the flags. Where the device sums up, this leaves
+            // the sum over the pseudo header alone.
+            bpf_l4_csum_replace(ctx.skb.skb, header + at + 16, u64::from(old), u64::from(new), 2);
+            if let Some(stats) = stats(id, DOWNLOAD) {
+                atomic::add(&raw mut (*stats).packets_marked, 1);
+            }
+        }
+        flow.limit = id;
+        flow.rate_bps = config.rate_bps;
+        flow.edge = lowered.edge;
+    }
+    Some(())
+}
+
+/// Egress of a device with Ethernet headers.
+#[classifier]
+pub fn lower_window(ctx: TcContext) -> i32 {
+    let _ = lower(&ctx, ETHERNET_HEADER);
+    NEXT
+}
+
+/// Egress of a device without a link header (tun, WireGuard).
+#[classifier]
+pub fn lower_window_bare(ctx: TcContext) -> i32 {
+    let _ = lower(&ctx, 0);
+    NEXT
+}

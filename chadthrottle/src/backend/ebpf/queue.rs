@@ -1,0 +1,607 @@
+//! The queue in front of download limits: in each network namespace where limited sockets receive, one IFB
+//! of ours with HTB and a class a limit; on each device at which their packets arrive, a filter that sends
+//! them through it and a program that lowers the windows they advertise.
+//!
+//! Everything here is an improvement on the bucket, which holds the limit in any case: a device where
+//! something can't be had stays on a lower rung, with the reason, and no limit fails for it.
+
+use std::{
+    collections::BTreeMap,
+    os::fd::{BorrowedFd, OwnedFd},
+    time::{Duration, Instant},
+};
+
+use chadthrottle_common::abi::{CLASS_MAJOR, SocketRecord};
+
+use crate::{
+    error::{Context, Error, Result},
+    kernel::{
+        bpf::{Loaded, sys},
+        fault,
+        journal::{self, Object, PREFIX},
+        netns::Namespace,
+        tc::{Device, Does, Hook, Tc},
+    },
+    model::{self, RungKind},
+};
+
+/// Delay that the queue may have, in microseconds: what the windows allow beyond the round trip.
+pub(super) const QUEUE_US: u32 = 50_000;
+
+/// The loopback device in every namespace. Its packets never crossed a line: the bucket costs them little.
+const LOOPBACK: u32 = 1;
+
+/// ARPHRD_* of devices with an Ethernet header, and of those where the IP header comes first.
+const ETHERNET: u16 = 1;
+const BARE: &[u16] = &[512, 519, 65_534]; // PPP, RAWIP, NONE
+
+/// A class counts the Ethernet header, a limit does not: full packets are 1514 bytes to one, 1500 to the other.
+const FRAME: u64 = 1_514;
+const PACKET: u64 = 1_500;
+
+/// What a class holds when it is set on a transfer in full swing: so many seconds of its rate, within bounds.
+const LEAST_BYTES: u64 = 256 * 1024;
+const MOST_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Rate of a class whose limit is over, bytes/s: what is in it leaves at once.
+const RELEASED: u64 = 10_000_000_000;
+/// How long such a class stays, and everything after the last one.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// One count serves all limits of a tick.
+const COUNT_EVERY: Duration = Duration::from_millis(400);
+
+/// How often it is looked whether everything is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// The best there is on a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rung {
+    Bucket,
+    Window,
+    Queue,
+}
+
+impl From<Rung> for RungKind {
+    fn from(rung: Rung) -> Self {
+        match rung {
+            Rung::Bucket => Self::Bucket,
+            Rung::Window => Self::WindowBucket,
+            Rung::Queue => Self::IfbHtbWindow,
+        }
+    }
+}
+
+/// Tries what a queue needs, in a network namespace of its own that goes with all that is in it.
+pub(super) fn try_queue(loaded: &mut Loaded) -> Result<()> {
+    let mut tc = Tc::open_in(&Namespace::new()?)?;
+    let (name, class) = (own_name(), CLASS_MAJOR << 16 | 1);
+    let ifb = tc.add_ifb(&name)?;
+    tc.add_htb(ifb)?;
+    tc.set_class(ifb, class, LEAST_BYTES, 2 * FRAME)?;
+    tc.set_queue(ifb, class, LEAST_BYTES as u32)?;
+    tc.add_clsact(LOOPBACK)?;
+    tc.add_filter(LOOPBACK, Hook::Ingress, loaded.classifier("find_socket")?, &name, Does::RedirectTo(ifb))
+}
+
+/// The same for the windows.
+pub(super) fn try_window(loaded: &mut Loaded) -> Result<()> {
+    let mut tc = Tc::open_in(&Namespace::new()?)?;
+    tc.add_clsact(LOOPBACK)?;
+    let program = loaded.classifier("lower_window")?;
+    tc.add_filter(LOOPBACK, Hook::Egress, program, &own_name(), Does::AsTheProgramSays)
+}
+
+/// What was made on a device.
+struct Equipped {
+    name: String,
+    rung: Rung,
+    /// Why it is no higher one.
+    reasons: Vec<String>,
+    /// The window's program, where it is a link.
+    _window: Option<OwnedFd>,
+    /// In the order in which they were made.
+    objects: Vec<Object>,
+}
+
+/// A network namespace.
+struct Place {
+    inode: u64,
+    namespace: Namespace,
+    tc: Tc,
+    /// Our IFB, or why there is none.
+    ifb: Result<(u32, Object)>,
+    devices: BTreeMap<u32, Equipped>,
+    /// What each class had refused when it was asked last.
+    dropped: BTreeMap<u32, u32>,
+}
+
+#[derive(Clone, Copy)]
+struct Class {
+    id: u32,
+    rate: u64,
+}
+
+/// All queues of this owner.
+#[derive(Default)]
+pub(super) struct Queue {
+    places: BTreeMap<u64, Place>,
+    /// By key of the limit.
+    classes: BTreeMap<u64, Class>,
+    last_minor: u16,
+    /// Classes whose limit is over, with their ends.
+    released: Vec<(Instant, u32)>,
+    looked: Option<Instant>,
+    /// Devices that could not be equipped, and why: by process and device, so that each is told of once.
+    refused: BTreeMap<(u32, u32), String>,
+    /// Packets refused by each class, all places together, and when they were counted.
+    dropped: BTreeMap<u32, u64>,
+    counted: Option<Instant>,
+}
+
+impl Queue {
+    /// Gives a limit its class, or the class another rate; the class's id, 0 when there is no room for one.
+    /// From now on every place has it.
+    pub fn set(&mut self, key: u64, rate: u64) -> u32 {
+        let id = match self.classes.get(&key) {
+            Some(class) => class.id,
+            None => match self.free_class() {
+                Some(id) => id,
+                None => return 0,
+            },
+        };
+        let class = Class { id, rate };
+        if self.classes.insert(key, class).is_none() {
+            self.dropped.remove(&id);
+        }
+        for place in self.places.values_mut() {
+            if let Err(error) = place.set_class(class) {
+                place.give_up_queue(error);
+            }
+        }
+        id
+    }
+
+    fn free_class(&mut self) -> Option<u32> {
+        for _ in 0..=u16::MAX {
+            self.last_minor = self.last_minor.wrapping_add(1);
+            let id = CLASS_MAJOR << 16 | u32::from(self.last_minor);
+            let taken = self.last_minor == 0
+                || self.classes.values().any(|class| class.id == id)
+                || self.released.iter().any(|(_, released)| *released == id);
+            if !taken {
+                return Some(id);
+            }
+        }
+        None
+    }
+
+    /// Lets go of a limit's class, after its configuration no longer names it.
+    pub fn release(&mut self, key: u64) {
+        let Some(class) = self.classes.remove(&key) else { return };
+        self.released.push((Instant::now(), class.id));
+        for place in self.places.values_mut() {
+            if let Err(error) = place.set_class(Class { rate: RELEASED, ..class }) {
+                tracing::debug!("release class {:x}: {error}", class.id);
+            }
+        }
+    }
+
+    /// Packets that the limit's class had no room for.
+    pub fn dropped(&mut self, key: u64) -> u64 {
+        let Some(class) = self.classes.get(&key) else { return 0 };
+        if self.counted.is_none_or(|at| at.elapsed() > COUNT_EVERY) {
+            self.counted = Some(Instant::now());
+            for place in self.places.values_mut() {
+                for (class, more) in place.newly_dropped() {
+                    *self.dropped.entry(class).or_default() += more;
+                }
+            }
+        }
+        self.dropped.get(&class.id).copied().unwrap_or(0)
+    }
+
+    /// Equips the devices at which these sockets' packets arrive.
+    pub fn see(&mut self, loaded: &mut Loaded, records: &[SocketRecord]) {
+        for record in records {
+            self.equip(loaded, record.tgid, Some(u64::from(record.namespace)), record.device);
+        }
+    }
+
+    /// Whether a socket's packets arrive at a device that lowers its window.
+    pub fn is_equipped(&self, record: &SocketRecord) -> bool {
+        let place = self.places.get(&u64::from(record.namespace));
+        place
+            .and_then(|place| place.devices.get(&record.device))
+            .is_some_and(|equipped| equipped.rung >= Rung::Window)
+    }
+
+    /// How each device is equipped at which these sockets' packets arrive.
+    pub fn rungs<'a>(&self, records: impl IntoIterator<Item = &'a SocketRecord>) -> Vec<model::Rung> {
+        let mut rungs = BTreeMap::new();
+        for record in records.into_iter().filter(|record| record.device != 0) {
+            rungs.entry((record.namespace, record.device)).or_insert_with(|| self.rung(record));
+        }
+        rungs.into_values().collect()
+    }
+
+    fn rung(&self, record: &SocketRecord) -> model::Rung {
+        let device = record.device;
+        let place = self.places.get(&u64::from(record.namespace));
+        if let Some(equipped) = place.and_then(|place| place.devices.get(&device)) {
+            let reason = (equipped.rung != Rung::Queue).then(|| equipped.reasons.join("; "));
+            return model::Rung { device: Some(equipped.name.clone()), kind: equipped.rung.into(), reason };
+        }
+        let (name, reason) = match (device, self.refused.get(&(record.tgid, device))) {
+            (LOOPBACK, _) => {
+                ("lo".to_owned(), "its packets cross no line that sending them again would burden".to_owned())
+            }
+            (_, Some(reason)) => (format!("device {device}"), reason.clone()),
+            (_, None) => (format!("device {device}"), "it has not been equipped yet".to_owned()),
+        };
+        model::Rung { device: Some(name), kind: RungKind::Bucket, reason: Some(reason) }
+    }
+
+    /// Equips a device of a process's namespace, if `namespace` is none or that one: a socket from another
+    /// one is left to the bucket.
+    pub fn equip(&mut self, loaded: &mut Loaded, pid: u32, namespace: Option<u64>, device: u32) {
+        if self.classes.is_empty() || device == 0 || device == LOOPBACK {
+            return;
+        }
+        let known = |inode| self.places.get(&inode).is_some_and(|place| place.devices.contains_key(&device));
+        if namespace.is_some_and(known) {
+            return;
+        }
+        if let Err(error) = self.try_equip(loaded, pid, namespace, device)
+            && self.refused.insert((pid, device), error.to_string()).is_none()
+        {
+            tracing::warn!(
+                "no queue at device {device} of process {pid}, what is too much of a download is dropped, and sent \
+                 again: {error}"
+            );
+        }
+    }
+
+    fn try_equip(
+        &mut self,
+        loaded: &mut Loaded,
+        pid: u32,
+        namespace: Option<u64>,
+        device: u32,
+    ) -> Result<()> {
+        let of_process = Namespace::of_process(pid)?;
+        let inode = of_process.inode()?;
+        if namespace.is_some_and(|wanted| wanted != inode) {
+            return Err(Error::failed("its socket is of another network namespace"));
+        }
+        if !self.places.contains_key(&inode) {
+            let classes: Vec<_> = self.classes.values().copied().collect();
+            self.places.insert(inode, Place::open(inode, of_process, &classes)?);
+        }
+        match self.places.get_mut(&inode) {
+            Some(place) => place.equip(loaded, device),
+            None => Ok(()),
+        }
+    }
+
+    /// Looks whether everything is still there, and takes away what is not needed any more. False when
+    /// something was missing: it is made anew when the sockets of that place are seen next.
+    pub fn look_after(&mut self) -> bool {
+        let (due, wait): (Vec<_>, Vec<_>) =
+            self.released.drain(..).partition(|(since, _)| since.elapsed() >= LINGER);
+        self.released = wait;
+        if self.classes.is_empty() && self.released.is_empty() {
+            self.places.clear();
+            self.refused.clear();
+            return true;
+        }
+        for place in self.places.values_mut() {
+            if let Ok((ifb, _)) = place.ifb {
+                for (_, class) in &due {
+                    if let Err(error) = place.tc.delete_class(ifb, *class) {
+                        tracing::debug!("{error}");
+                    }
+                }
+            }
+        }
+        if self.looked.is_some_and(|at| at.elapsed() < LOOK_EVERY) {
+            return true;
+        }
+        self.looked = Some(Instant::now());
+        let before = self.places.len();
+        self.places.retain(|inode, place| match place.is_whole() {
+            Ok(()) => true,
+            Err(error) => {
+                tracing::warn!("the queue in network namespace {inode} is made again: {error}");
+                false
+            }
+        });
+        self.places.len() == before
+    }
+}
+
+impl Place {
+    fn open(inode: u64, namespace: Namespace, classes: &[Class]) -> Result<Self> {
+        let tc = Tc::open_in(&namespace)?;
+        let mut place = Self {
+            inode,
+            namespace,
+            tc,
+            ifb: Err(Error::failed("not made yet")),
+            devices: BTreeMap::new(),
+            dropped: BTreeMap::new(),
+        };
+        place.ifb = place.make_ifb();
+        for class in classes {
+            if let Err(error) = place.set_class(*class) {
+                place.give_up_queue(error);
+            }
+        }
+        Ok(place)
+    }
+
+    /// What each class refused since the last time.
+    fn newly_dropped(&mut self) -> Vec<(u32, u64)> {
+        let Ok((ifb, _)) = self.ifb else { return Vec::new() };
+        let drops = self.tc.class_drops(ifb).unwrap_or_else(|error| {
+            tracing::debug!("{error}");
+            Vec::new()
+        });
+        let newly = |(class, now): (u32, u32)| {
+            let before = self.dropped.insert(class, now).unwrap_or(0);
+            (class, u64::from(now.wrapping_sub(before)))
+        };
+        drops.into_iter().map(newly).collect()
+    }
+
+    fn make_ifb(&mut self) -> Result<(u32, Object)> {
+        let name = own_name();
+        let object = Object::Ifb { namespace: self.inode, name: name.clone() };
+        let index = make(&object, || {
+            let index = self.tc.add_ifb(&name)?;
+            fault::point("queue.ifb");
+            Ok(index)
+        });
+        let made = index.and_then(|index| self.tc.add_htb(index).map(|()| index));
+        match made {
+            Ok(index) => Ok((index, object)),
+            Err(error) => {
+                unmake(&object, &mut self.tc);
+                Err(error)
+            }
+        }
+    }
+
+    fn set_class(&mut self, class: Class) -> Result<()> {
+        let Ok((ifb, _)) = self.ifb else { return Ok(()) };
+        let rate = (u128::from(class.rate) * u128::from(FRAME) / u128::from(PACKET)) as u64;
+        // What a late timer may catch up with: 10 ms.
+        let burst = (rate / 100).max(2 * FRAME);
+        self.tc.set_class(ifb, class.id, rate, burst)?;
+        self.tc.set_queue(ifb, class.id, class.rate.clamp(LEAST_BYTES, MOST_BYTES) as u32)
+    }
+
+    /// No packet may be sent to a class that is not there: it would pass without being held.
+    fn give_up_queue(&mut self, error: Error) {
+        tracing::warn!("no queue in network namespace {}: {error}", self.inode);
+        for equipped in self.devices.values_mut() {
+            equipped.rung = equipped.rung.min(Rung::Window);
+            equipped.reasons.push(error.to_string());
+            for filter in equipped.objects.extract_if(.., |object| leads_to_queue(object)) {
+                unmake(&filter, &mut self.tc);
+            }
+        }
+        if let Ok((_, object)) = std::mem::replace(&mut self.ifb, Err(error)) {
+            unmake(&object, &mut self.tc);
+        }
+    }
+
+    fn equip(&mut self, loaded: &mut Loaded, index: u32) -> Result<()> {
+        if self.devices.contains_key(&index) {
+            return Ok(());
+        }
+        let Some(device) = self.tc.devices()?.into_iter().find(|device| device.index == index) else {
+            return Err(Error::failed(format!("there is no network device {index}")));
+        };
+        // Packets must not be led from a queue into a queue. They never arrive there, but others may say so.
+        if device.kind == "ifb" {
+            return Err(Error::failed(format!("{} is a queue itself", device.name)));
+        }
+        let mut equipped = Equipped {
+            name: device.name.clone(),
+            rung: Rung::Bucket,
+            reasons: Vec::new(),
+            _window: None,
+            objects: Vec::new(),
+        };
+        match self.attach_window(loaded, &device, &mut equipped.objects) {
+            Ok(link) => {
+                equipped.rung = Rung::Window;
+                equipped._window = link;
+            }
+            Err(error) => equipped.reasons.push(error.to_string()),
+        }
+        fault::point("queue.window");
+        match self.attach_queue(loaded, &device, &mut equipped.objects) {
+            Ok(()) => equipped.rung = Rung::Queue,
+            Err(error) => equipped.reasons.push(error.to_string()),
+        }
+        match equipped.rung {
+            Rung::Queue => {}
+            Rung::Window => tracing::warn!(
+                "on {} downloads lose some packets where the line is short: {}",
+                device.name,
+                equipped.reasons.join("; ")
+            ),
+            Rung::Bucket => tracing::warn!(
+                "on {} what is too much of a download is dropped, and sent again: {}",
+                device.name,
+                equipped.reasons.join("; ")
+            ),
+        }
+        self.devices.insert(index, equipped);
+        Ok(())
+    }
+
+    /// By a link where the kernel has them (Linux 6.6), else by a filter.
+    fn attach_window(
+        &mut self,
+        loaded: &mut Loaded,
+        device: &Device,
+        objects: &mut Vec<Object>,
+    ) -> Result<Option<OwnedFd>> {
+        let program = match device.hardware {
+            ETHERNET => "lower_window",
+            bare if BARE.contains(&bare) => "lower_window_bare",
+            other => {
+                return Err(Error::failed(format!(
+                    "lower the windows on {}: its link header (type {other}) is not known",
+                    device.name
+                )));
+            }
+        };
+        let program = loaded.classifier(program)?;
+        let link = self.namespace.run(|| {
+            sys::attach_to_egress(program, device.index)
+                .context(format!("attach a program to the egress of {}", device.name))
+        });
+        match link {
+            Ok(link) => Ok(Some(link)),
+            Err(error) => {
+                tracing::debug!("{error}; by a filter then");
+                self.add_filter(device, Hook::Egress, program, Does::AsTheProgramSays, objects)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn attach_queue(
+        &mut self,
+        loaded: &mut Loaded,
+        device: &Device,
+        objects: &mut Vec<Object>,
+    ) -> Result<()> {
+        let ifb = match &self.ifb {
+            Ok((index, _)) => *index,
+            Err(error) => return Err(error.clone()),
+        };
+        let program = loaded.classifier("find_socket")?;
+        self.add_filter(device, Hook::Ingress, program, Does::RedirectTo(ifb), objects)
+    }
+
+    /// Adds a filter, and clsact where there is none; what was made is in `objects`. After an error nothing
+    /// of the filter is left.
+    fn add_filter(
+        &mut self,
+        device: &Device,
+        hook: Hook,
+        program: BorrowedFd<'_>,
+        does: Does,
+        objects: &mut Vec<Object>,
+    ) -> Result<()> {
+        let clsact = Object::Clsact { namespace: self.inode, device: device.index };
+        if !objects.contains(&clsact) {
+            match make(&clsact, || self.tc.add_clsact(device.index)) {
+                Ok(true) => objects.push(clsact),
+                // Somebody else's.
+                Ok(false) => forget(&clsact),
+                Err(error) => {
+                    unmake(&clsact, &mut self.tc);
+                    return Err(error);
+                }
+            }
+        }
+        fault::point("queue.clsact");
+        let name = own_name();
+        let filter = Object::Filter { namespace: self.inode, device: device.index, hook, name: name.clone() };
+        match make(&filter, || self.tc.add_filter(device.index, hook, program, &name, does)) {
+            Ok(()) => {
+                objects.push(filter);
+                fault::point("queue.filter");
+                Ok(())
+            }
+            Err(error) => {
+                unmake(&filter, &mut self.tc);
+                Err(error)
+            }
+        }
+    }
+
+    /// Fails when somebody removed something of ours. Devices that are gone are just forgotten.
+    fn is_whole(&mut self) -> Result<()> {
+        let devices = self.tc.devices()?;
+        let there = |index: u32| devices.iter().find(|device| device.index == index);
+        if let Ok((ifb, object)) = &self.ifb
+            && !there(*ifb).is_some_and(|device| device.up && device.name.starts_with(PREFIX))
+        {
+            return Err(Error::failed(format!("{object} is gone")));
+        }
+        let gone: Vec<_> = self.devices.keys().copied().filter(|index| there(*index).is_none()).collect();
+        for index in gone {
+            if let Some(equipped) = self.devices.remove(&index) {
+                equipped.objects.iter().for_each(forget);
+            }
+        }
+        for equipped in self.devices.values() {
+            for object in &equipped.objects {
+                if let Object::Filter { device, hook, name, .. } = object
+                    && !self.tc.filters(*device, *hook)?.iter().any(|filter| filter.name == *name)
+                {
+                    return Err(Error::failed(format!("{object} is gone")));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Place {
+    /// Filters before the IFB they lead to.
+    fn drop(&mut self) {
+        for equipped in self.devices.values_mut() {
+            for object in equipped.objects.drain(..).rev() {
+                unmake(&object, &mut self.tc);
+            }
+        }
+        if let Ok((_, object)) = &self.ifb {
+            unmake(object, &mut self.tc);
+        }
+    }
+}
+
+/// Whether it sends packets to the IFB.
+fn leads_to_queue(object: &Object) -> bool {
+    matches!(object, Object::Filter { hook: Hook::Ingress, .. })
+}
+
+/// Name of this owner's IFB and filters: by its process id, so that two owners are not in each other's way.
+fn own_name() -> String {
+    format!("{PREFIX}{:x}", std::process::id())
+}
+
+/// Makes an object after it was written down.
+fn make<T>(object: &Object, make: impl FnOnce() -> Result<T>) -> Result<T> {
+    let journal = journal::current().ok_or_else(|| {
+        Error::failed(format!("make {object}: there is no journal in which it could be written down first"))
+    })?;
+    journal.borrow_mut().record(object.clone())?;
+    fault::point("queue.recorded");
+    make()
+}
+
+/// Removes an object, if it is there, and strikes it out. What can't be removed stays in the journal.
+fn unmake(object: &Object, tc: &mut Tc) {
+    match object.take_from(tc) {
+        Ok(_) => forget(object),
+        Err(error) => tracing::error!("{error}"),
+    }
+}
+
+/// Strikes an object out that is not there, or not ours.
+fn forget(object: &Object) {
+    if let Some(journal) = journal::current()
+        && let Err(error) = journal.borrow_mut().done(object)
+    {
+        tracing::error!("{error}");
+    }
+}

@@ -1,0 +1,51 @@
+//! The screens.
+
+use std::env;
+
+use super::{
+    args::{Global, Screens},
+    resolve,
+};
+use crate::{
+    error::Result,
+    model::PerDirection,
+    monitor::recording::Replay,
+    owner::protocol::LimitRequest,
+    tui::{self, OpenFeed, glyphs, theme::ThemeName},
+};
+
+/// `chadthrottle --replay FILE`.
+pub fn tui(global: &Global, screens: &Screens) -> Result<u8> {
+    let path = screens.replay.clone().unwrap_or_default();
+    // Before the terminal is taken over: a wrong name is told of as with any command.
+    let replay = Replay::open(&path, true)?;
+    let feed: OpenFeed = Box::new(move || Ok(Box::new(replay)));
+    let variable = |name: &str| env::var(name).ok();
+    let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let colors = anstream::ColorChoice::global() != anstream::ColorChoice::Never && !no_color;
+    tui::run(tui::Options {
+        feed,
+        runtime_dir: global.runtime_dir().to_owned(),
+        template: template(global)?,
+        theme: if colors { screens.theme } else { ThemeName::Mono },
+        ascii: glyphs::only_ascii(variable),
+        read_only: Some("this is a recording: nothing here can be limited".into()),
+        words: env::args_os().collect(),
+    })
+    .map(|()| 0)
+}
+
+/// A request that has everything but whose traffic and how much.
+fn template(global: &Global) -> Result<LimitRequest> {
+    Ok(LimitRequest {
+        targets: Vec::new(),
+        wait: false,
+        rates: PerDirection::default(),
+        backends: resolve::backends(global)?,
+        no_fallback: global.no_fallback,
+        partial: global.partial,
+        duration: None,
+        detach: false,
+        site: resolve::site(global)?,
+    })
+}

@@ -1,0 +1,79 @@
+//! The terminal: taken over at the start, given back at the end, however the end comes.
+
+use std::{
+    io::{self, BufWriter, IsTerminal, Stdout, Write},
+    panic,
+    sync::atomic::{AtomicBool, Ordering},
+};
+
+use ratatui::{
+    Terminal,
+    backend::CrosstermBackend,
+    crossterm::{
+        cursor, event, execute,
+        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+    },
+};
+
+use crate::error::{Context, Error, Kind, Result};
+
+/// What is drawn on.
+pub type Screen = Terminal<CrosstermBackend<BufWriter<Stdout>>>;
+
+/// Whether it is ours right now.
+static TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// Gives the terminal back when it is dropped.
+pub struct Guard(());
+
+/// Takes the terminal over. [`Kind::Usage`] when there is none.
+pub fn take() -> Result<(Screen, Guard)> {
+    if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
+        let why = "the screens need a terminal; without one use `chadthrottle status`";
+        return Err(Error::new(Kind::Usage, why));
+    }
+    // From here on the guard undoes whatever was done.
+    let guard = Guard(());
+    TAKEN.store(true, Ordering::SeqCst);
+    restore_on_panic();
+    enable_raw_mode().context("switch the terminal to single keys")?;
+    let mut stdout = io::stdout();
+    execute!(stdout, EnterAlternateScreen, event::EnableMouseCapture, event::EnableBracketedPaste)
+        .context("take the terminal over")?;
+    let backend = CrosstermBackend::new(BufWriter::with_capacity(1 << 16, stdout));
+    let screen = Terminal::new(backend).context("take the terminal over")?;
+    Ok((screen, guard))
+}
+
+/// Gives it back, once. A terminal that is gone needs nothing.
+fn give_back() {
+    if TAKEN.swap(false, Ordering::SeqCst) {
+        let mut stdout = io::stdout();
+        let _ = execute!(
+            stdout,
+            event::DisableBracketedPaste,
+            event::DisableMouseCapture,
+            LeaveAlternateScreen,
+            cursor::Show
+        );
+        let _ = disable_raw_mode();
+        let _ = stdout.flush();
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        give_back();
+    }
+}
+
+/// Whichever thread panics, the message has to be read on a terminal that works, and nothing goes on behind a
+/// picture that does not change any more. The limits end with the process.
+fn restore_on_panic() {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |info| {
+        give_back();
+        usual(info);
+        std::process::exit(101);
+    }));
+}

@@ -1,0 +1,198 @@
+//! The lines above and below every screen.
+
+use std::collections::BTreeSet;
+
+use ratatui::{
+    Frame,
+    layout::{Alignment, Position, Rect},
+    text::{Line, Span},
+};
+
+use super::{View, hints_line};
+use crate::{
+    model::Source,
+    output::{escape, limits, number},
+    tui::{
+        app::{Feed, LimitLine, Screen, Tone},
+        columns::Column,
+        format, layout,
+    },
+};
+
+/// Names of the screens.
+pub fn tabs(view: &View, frame: &mut Frame, area: Rect) {
+    let theme = view.theme;
+    let tabs = layout::tabs(area.width);
+    if tabs.first().is_some_and(|(_, _, first)| first.x > 0) {
+        frame.render_widget(Span::styled(" ChadThrottle", theme.title), area);
+    }
+    let mut end = 0;
+    for (screen, text, area) in tabs {
+        let style = if screen == view.app.screen { theme.tab } else { theme.dim };
+        frame.render_widget(Span::styled(text, style), area);
+        end = area.right();
+    }
+    let state = match &view.app.feed {
+        _ if view.app.is_frozen() => Span::styled(" FROZEN ", theme.warning),
+        Feed::Over => Span::styled(" end of recording ", theme.warning),
+        Feed::Failed(_) => Span::styled(" not watching ", theme.alarm),
+        _ => return,
+    };
+    if state.width() <= usize::from(area.right().saturating_sub(end)) {
+        frame.render_widget(Line::from(state).alignment(Alignment::Right), area);
+    }
+}
+
+/// What the screen shows, and how.
+pub fn status(view: &View, frame: &mut Frame, area: Rect) {
+    match view.app.screen {
+        Screen::Processes => processes(view, frame, area),
+        Screen::Limits => frame.render_widget(limit(view, area.width), area),
+        Screen::Interfaces => {
+            let text = " Bytes of the link layer since ChadThrottle began to watch";
+            frame.render_widget(Span::styled(text, view.theme.dim), area);
+        }
+        Screen::Backends => {
+            let text = " How limits can be held here, found out by trying";
+            frame.render_widget(Span::styled(text, view.theme.dim), area);
+        }
+        Screen::Help => {
+            let text = format!(" Keys of the screen {}", view.app.help_about.name());
+            frame.render_widget(Span::styled(text, view.theme.dim), area);
+        }
+        // It has its own.
+        Screen::Detail => {}
+    }
+}
+
+fn processes(view: &View, frame: &mut Frame, area: Rect) {
+    let (theme, table) = (view.theme, &view.app.processes);
+    let column = Column::of(table.sort);
+    let arrow = if table.sort.is_descending() == table.reversed { "▲" } else { "▼" };
+    let order = match column {
+        Some(Column::Spark) | None => "rate",
+        Some(Column::Mark) => "limited",
+        Some(column) => column.heading(),
+    };
+    let how = format!("by {} · {order} {arrow} ", table.grouping);
+    let how_width = format::cut(&how, usize::from(area.width)).chars().count() as u16;
+    let left = Rect { width: area.width.saturating_sub(how_width + 1), ..area };
+    let line = match (&view.app.filter, &table.filter_error) {
+        (None, None) if table.filter_text.is_empty() => {
+            let count = table.entries.len() as u32;
+            let what = match table.grouping {
+                crate::model::Grouping::Process => number::count(count, "process", "processes"),
+                _ => number::count(count, "row", "rows"),
+            };
+            Line::from(Span::styled(format!(" {what}"), theme.dim))
+        }
+        (typed, error) => {
+            let mut line = Line::from(Span::styled(" /", theme.key));
+            let text = format::outside(&table.filter_text, usize::from(left.width.saturating_sub(4)));
+            line.push_span(Span::styled(text, if typed.is_some() { theme.field } else { theme.limit }));
+            match error {
+                Some(error) => line.push_span(Span::styled(format!("  {}", reason(error)), theme.alarm)),
+                None => line.push_span(Span::styled(format!("  hides {}", table.hidden), theme.dim)),
+            }
+            line
+        }
+    };
+    frame.render_widget(line, left);
+    frame.render_widget(Line::styled(how, theme.dim).alignment(Alignment::Right), area);
+    if let Some(input) = &view.app.filter
+        && !view.app.leaving
+    {
+        let x = (input.visual_cursor() as u16).saturating_add(2).min(left.width.saturating_sub(1));
+        frame.set_cursor_position(Position::new(x, area.y));
+    }
+}
+
+/// What comes after "… is no filter: ", which can be seen anyway.
+fn reason(error: &str) -> String {
+    escape(error.split_once(" is no filter: ").map_or(error, |(_, why)| why))
+}
+
+/// The selected limit in words.
+fn limit(view: &View, width: u16) -> Line<'static> {
+    let lines = view.app.limit_lines();
+    let cut = |text: String| format::cut(&format!(" {text}"), usize::from(width));
+    match lines.get(view.app.limits.selected) {
+        Some(LimitLine::Live(report)) => match report.escapes.last() {
+            Some(how) => Line::styled(cut(escape(&how.message)), view.theme.alarm),
+            None => Line::styled(cut(limits::limited(report)), view.theme.dim),
+        },
+        Some(LimitLine::Suspended(_)) => {
+            Line::styled(cut("suspended; p brings it back".into()), view.theme.dim)
+        }
+        None => Line::default(),
+    }
+}
+
+/// Totals, limits, backends in use, and what is degraded.
+pub fn footer(view: &View, frame: &mut Frame, area: Rect) {
+    let (theme, shown) = (view.theme, &view.app.shown);
+    let traffic = shown.interface_traffic();
+    let mut line = Line::from(vec![
+        Span::styled(format!(" ↓ {}/s", format::bytes(traffic.rx_rate)), theme.download),
+        Span::styled(format!("  ↑ {}/s", format::bytes(traffic.tx_rate)), theme.upload),
+    ]);
+    let count = shown.limits.len() as u32;
+    if count > 0 {
+        let text = format!("  ⚡ {}", number::count(count, "limit", "limits"));
+        line.push_span(Span::styled(text, theme.limit));
+    }
+    let backends: BTreeSet<&str> = shown
+        .limits
+        .iter()
+        .flat_map(|limit| limit.directions.iter())
+        .filter_map(|(_, held)| held.as_ref().map(|held| held.backend.as_str()))
+        .collect();
+    if !backends.is_empty() {
+        let names: Vec<_> = backends.into_iter().map(escape).collect();
+        line.push_span(Span::styled(format!(" by {}", names.join(", ")), theme.dim));
+    }
+    let left = usize::from(area.width).saturating_sub(line.width() + 4);
+    if let Some(degraded) = degraded(view) {
+        line.push_span(Span::styled(format!("  ! {}", format::cut(&degraded, left)), theme.warning));
+    }
+    frame.render_widget(line, area);
+}
+
+/// The first thing that is not as it could be; how many more there are.
+fn degraded(view: &View) -> Option<String> {
+    let shown = &view.app.shown;
+    let escaping = shown.limits.iter().find_map(|limit| {
+        let escape = limit.escapes.last()?;
+        Some(format!("{}: {}", limits::subject(limit), escape.message))
+    });
+    let notices = shown.notices.iter().map(|notice| format!("{}: {}", notice.what, notice.why));
+    let source = (shown.source == Source::SockDiag && shown.notices.is_empty())
+        .then(|| "only TCP is counted, without eBPF".to_owned());
+    let mut all = escaping.into_iter().chain(notices).chain(source);
+    let first = escape(&all.next()?);
+    match all.count() {
+        0 => Some(first),
+        more => Some(format!("{} (key 5): {first}", more + 1)),
+    }
+}
+
+/// The last message, or what keys do.
+pub fn hints(view: &View, frame: &mut Frame, area: Rect) {
+    let theme = view.theme;
+    match &view.app.message {
+        Some(message) => {
+            let style = match message.tone {
+                Tone::Good => theme.good,
+                Tone::Plain => theme.text,
+                Tone::Warning => theme.warning,
+                Tone::Alarm => theme.alarm,
+            };
+            let text = format::cut(&message.text, usize::from(area.width.saturating_sub(2)));
+            frame.render_widget(Span::styled(format!(" {text}"), style), area);
+        }
+        None if view.app.book.is_busy() => {
+            frame.render_widget(Span::styled(" applying …", theme.warning), area);
+        }
+        None => frame.render_widget(hints_line(view, view.app.context(), area.width), area),
+    }
+}

@@ -1,0 +1,224 @@
+//! Downloads through the queue: nothing is sent twice, and nothing is left of it.
+
+use chadthrottle::{
+    kernel::{
+        bpf::load_ebpf_program,
+        tc::{Does, Hook, Tc},
+    },
+    selftest::process::Place,
+};
+use libtest_mimic::Trial;
+
+use crate::support::*;
+
+pub fn trials() -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for rate in [1_000_000, 10_000_000] {
+        for flows in [1, 8] {
+            for congestion in ["cubic", "bbr"] {
+                let name = format!("lossless::{}_mb_{flows}_{congestion}", rate / 1_000_000);
+                trials.push(trial(&name, move |scene| download(scene, rate, flows, congestion, Version::V4)));
+            }
+        }
+    }
+    trials.push(plain("lossless::many_limits", many_limits));
+    trials.push(plain("lossless::foreign_filters_stay", foreign_filters_stay));
+    trials.push(plain("lossless::made_again", made_again));
+    trials.push(plain("lossless::another_rate", another_rate));
+    for rate in [100_000, 1_000_000] {
+        let name = format!("lossless::beside_the_queue_{}_kb", rate / 1_000);
+        trials.push(plain(&name, move |scene| beside_the_queue(scene, rate)));
+    }
+    trials.push(trial("lossless::ipv6", |scene| download(scene, 2_000_000, 2, "cubic", Version::V6)));
+    trials
+}
+
+/// What a server sent for a run up to a time: bytes and those of them sent again.
+fn sent(server: &Traffic, run: u64, until: f64) -> Result<(f64, f64)> {
+    let totals = server.meter_at(until)?.totals(run);
+    Ok((totals.sent as f64, totals.retransmitted as f64))
+}
+
+/// A limit in the middle of a transfer at full speed.
+fn download(scene: &Scene, rate: u64, flows: u32, congestion: &str, version: Version) -> Result<Finding> {
+    if !has_congestion_control(congestion) {
+        return Ok(Finding::Skipped(format!("this kernel has no {congestion}")));
+    }
+    let server = scene.server()?;
+    let run = scene.run();
+    let address = scene.tcp(version);
+    let client =
+        scene.client(&[format!("connect tcp {address} get flows={flows} cc={congestion} run={run}")])?;
+    sleep_until(now() + 1.0)?;
+    let before = sent(&server, run, now())?;
+    let limit = scene.limit(&format!("pid:{} -d {rate}", client.pid()))?;
+    let since = limit.since;
+    let start = sent(&server, run, since + 1.0)?;
+    let meter = client.meter_at(since + 1.2)?;
+    let from = meter.report_after(run, since);
+    let first = meter.rate(run, from, from + 1.0, |totals| totals.arrived) / rate as f64;
+    let end = sent(&server, run, since + 9.0)?;
+    let goodput = received(&client, run, since + 2.0, since + 9.0)? / rate as f64;
+    let switched = start.1 - before.1;
+    let again = (end.1 - start.1) / (end.0 - start.0);
+    eprintln!(
+        "{rate} B/s, {flows} flows, {congestion}: goodput {goodput:.4}, sent again {again:.5}, \
+         while switching {:.0} KB, first second {first:.3}",
+        switched / 1e3,
+    );
+    ensure!((0.92..=0.985).contains(&goodput), "goodput {goodput:.4}");
+    ensure!(again <= 0.002, "sent again {again:.5}");
+    limit.end()?;
+    Ok(Finding::Holds)
+}
+
+/// While the queue is full, answers that do not come through it (a resolver's, over loopback) all arrive, and all
+/// together stays below the limit and a tenth; also with a bulk transfer beside the queue.
+fn beside_the_queue(scene: &Scene, rate: u64) -> Result<()> {
+    const ANSWERS: f64 = 4_000.0;
+    let place = Place { namespace: Some(&scene.lab.client), cgroup: None };
+    let near = ["listen udp 127.0.0.1:5353".to_owned(), "listen tcp 127.0.0.1:5354".to_owned()];
+    let _near = Traffic::spawn(&program(), "the resolver", place, &near)?;
+    let _server = scene.server()?;
+    let (run, answers, bulk) = (scene.run(), scene.run(), scene.run());
+    let mut client = scene.client(&[
+        format!("connect tcp {} get cc=cubic run={run}", scene.tcp(Version::V4)),
+        format!("udp 127.0.0.1:5353 get rate={ANSWERS} size=200 run={answers}"),
+    ])?;
+    let target = format!("pid:{}", client.pid());
+    let limit = scene.limit(&format!("{target} -d {rate}"))?;
+    for beside in [false, true] {
+        if beside {
+            client.tell(&format!("connect tcp 127.0.0.1:5354 get run={bulk}"))?;
+        }
+        sleep_until(now() + 2.0)?;
+        let (from, before) = scene.passed(&target, Direction::Download)?;
+        sleep_until(from + 6.0)?;
+        let (to, after) = scene.passed(&target, Direction::Download)?;
+        let share = |run| received(&client, run, from, to);
+        let sum = (after - before) as f64 / (to - from) / rate as f64;
+        let (queued, near) = (share(run)? / rate as f64, share(bulk)? / rate as f64);
+        let arrived = share(answers)? / ANSWERS;
+        eprintln!(
+            "{rate} B/s, bulk beside: {beside}: queued {queued:.3}, bulk {near:.3}, answers {arrived:.3}, sum {sum:.3}"
+        );
+        ensure!(arrived >= 0.95, "bulk beside: {beside}: {arrived:.3} of the answers arrive");
+        ensure!(queued >= 0.85, "bulk beside: {beside}: {queued:.3} comes through the queue");
+        ensure!(sum <= 1.1, "bulk beside: {beside}: {sum:.3} of the limit in all");
+    }
+    limit.end().map(drop)
+}
+
+/// Several limits share one IFB, and one by one they end.
+fn many_limits(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let address = scene.tcp(Version::V4);
+    let mut held = Vec::new();
+    for rate in [500_000_u64, 1_000_000, 2_000_000, 4_000_000] {
+        let run = scene.run();
+        let client = scene.client(&[format!("connect tcp {address} get cc=cubic run={run}")])?;
+        let limit = scene.limit(&format!("pid:{} -d {rate}", client.pid()))?;
+        held.push((rate, run, client, limit));
+    }
+    let from = now() + 1.0;
+    let queues = scene.lab.client.run(|| Tc::open()?.devices())?;
+    let queues = queues.iter().filter(|device| device.kind == "ifb").count();
+    ensure!(queues == 1, "{queues} IFBs");
+    let mut shares = Vec::new();
+    for (rate, run, client, _) in &held {
+        let share = received(client, *run, from, from + 4.0)? / *rate as f64;
+        let meter = server.meter_at(from + 4.0)?;
+        let rate_of = |value: fn(&Totals) -> u64| meter.rate(*run, from, from + 4.0, value);
+        let again = rate_of(|totals| totals.retransmitted) / rate_of(|totals| totals.sent);
+        shares.push(format!("{rate}: {share:.3}, again {again:.4}"));
+        ensure!((0.92..=0.99).contains(&share) && again < 0.002, "{}", shares.join("; "));
+    }
+    eprintln!("{}", shares.join("; "));
+    let (_, run, client, limit) = held.remove(0);
+    await_full_speed(&client, run, limit.end()?, 1.0)?;
+    let (rate, run, client, _) = &held[0];
+    let share = received(client, *run, now(), now() + 2.0)? / *rate as f64;
+    ensure!((0.85..=1.05).contains(&share), "after another limit ended: {share:.3}");
+    held.into_iter().try_for_each(|(.., limit)| limit.end().map(drop))
+}
+
+/// What others have on the device stays as it is, and the limit holds beside it.
+fn foreign_filters_stay(scene: &Scene) -> Result<()> {
+    let mut tc = Tc::open_in(&scene.lab.client)?;
+    let device = device(&mut tc)?;
+    ensure!(tc.add_clsact(device)?, "the device has filters already");
+    let mut foreign = load_ebpf_program()?;
+    let program = foreign.classifier("lower_window")?;
+    tc.add_filter(device, Hook::Ingress, program, "somebody's", Does::AsTheProgramSays)?;
+    let before = tc.filters(device, Hook::Ingress)?;
+
+    let server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} get run={run}", scene.tcp(Version::V4))])?;
+    let limit = scene.limit(&format!("pid:{} -d 1M", client.pid()))?;
+    let since = limit.since;
+    ensure_held(&client, run, since, 1e6)?;
+    ensure!(tc.filters(device, Hook::Ingress)?.len() == before.len() + 1, "our filter is not beside theirs");
+    limit.end()?;
+    drop(server);
+    let deadline = now() + 3.0;
+    while tc.filters(device, Hook::Ingress)? != before {
+        ensure!(now() < deadline, "left: {:?}", tc.filters(device, Hook::Ingress)?);
+        sleep_until(now() + 0.05)?;
+    }
+    ensure!(!tc.delete_clsact(device)?, "clsact went although somebody has a filter there");
+    tc.delete_filter(device, Hook::Ingress, "somebody's")?;
+    ensure!(tc.delete_clsact(device)?, "their clsact is gone");
+    Ok(())
+}
+
+/// Somebody removes the IFB, and later the filters, under a limit in force.
+fn made_again(scene: &Scene) -> Result<()> {
+    let mut tc = Tc::open_in(&scene.lab.client)?;
+    let device = device(&mut tc)?;
+    let _server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} get run={run}", scene.tcp(Version::V4))])?;
+    let limit = scene.limit(&format!("pid:{} -d 1M", client.pid()))?;
+    ensure_held(&client, run, limit.since, 1e6)?;
+    for remove_device in [true, false] {
+        if remove_device {
+            let ifb = tc.devices()?.into_iter().find(|device| device.kind == "ifb");
+            let ifb = ifb.ok_or_else(|| Error::failed("there is no IFB"))?;
+            tc.delete_ifb(&ifb.name)?;
+        } else {
+            for filter in tc.filters(device, Hook::Ingress)? {
+                tc.delete_filter(device, Hook::Ingress, &filter.name)?;
+            }
+        }
+        let time = now();
+        let share = received(&client, run, time, time + 4.0)? / 1e6;
+        ensure!((0.4..=1.1).contains(&share), "IFB removed: {remove_device}: {share:.3}");
+        ensure_held(&client, run, now() + 1.0, 1e6)?;
+        ensure!(!tc.filters(device, Hook::Ingress)?.is_empty(), "there is no filter again");
+        ensure!(tc.devices()?.iter().any(|device| device.kind == "ifb"), "there is no IFB again");
+    }
+    limit.end().map(drop)
+}
+
+/// A running limit's rate changes, both ways, without loss.
+fn another_rate(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} get cc=cubic run={run}", scene.tcp(Version::V4))])?;
+    let target = format!("pid:{}", client.pid());
+    for rate in [1_000_000, 10_000_000, 2_000_000] {
+        scene.succeed(&format!("limit {target} -d {rate} --detach"))?;
+        let since = now();
+        let share = received(&client, run, since + 1.0, since + 4.0)? / f64::from(rate);
+        eprintln!("{rate}: {share:.3}, {:?}", sent(&server, run, now())?);
+        ensure!((0.92..=0.99).contains(&share), "{rate}: {share:.3}");
+    }
+    scene.succeed("clear").map(drop)
+}
+
+/// The scene's veth.
+fn device(tc: &mut Tc) -> Result<u32> {
+    let found = tc.devices()?.into_iter().find(|device| device.kind == "veth");
+    found.map(|device| device.index).ok_or_else(|| Error::failed("the namespace has no veth"))
+}

@@ -1,0 +1,129 @@
+//! The binary on a recording: what it draws, how fast it answers, and how it leaves the terminal.
+
+use std::time::Duration;
+
+use chadthrottle::monitor::recording::Recorder;
+use nix::sys::signal::Signal;
+use tempfile::TempDir;
+
+use crate::{pty::Session, scene::Scene};
+
+/// A recording of a minute, played in three seconds; its last picture stays.
+fn recording() -> (TempDir, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("recording");
+    let mut recorder = Recorder::create(&path).expect("a recording");
+    for mut snapshot in Scene::default().until(60) {
+        snapshot.interval = snapshot.interval.min(0.05);
+        recorder.write(&snapshot).expect("a snapshot");
+    }
+    let path = path.to_str().expect("a name").to_owned();
+    (folder, path)
+}
+
+fn start(size: (u16, u16), variables: &[(&str, &str)]) -> (TempDir, Session) {
+    let (folder, path) = recording();
+    let home = folder.path().to_str().expect("a name").to_owned();
+    let variables = [&[("HOME", home.as_str())], variables].concat();
+    let session = Session::start(size, &["--replay", &path], &variables);
+    (folder, session)
+}
+
+#[test]
+fn screens_come_and_go_with_keys() {
+    let (folder, mut session) = start((100, 30), &[]);
+    session.see("curl");
+    for (key, text) in [
+        ("3", "tree:5150"),
+        ("4", "INTERFACE"),
+        ("5", "found out by trying"),
+        ("?", "Keys of the screen Backends"),
+        ("\x1b", "found out by trying"),
+        ("1", "PROCESS"),
+        ("/name:nginx\r", "hides"),
+        ("\r", "/usr/sbin/nginx"),
+        ("\x1b", "PROCESS"),
+        ("t", "recording"),
+    ] {
+        session.press(key);
+        session.see(text);
+    }
+    session.press("q");
+    assert!(session.end().success());
+    assert!(folder.path().join(".local/state/chadthrottle/tui.log").exists());
+}
+
+#[test]
+fn signals_leave_the_terminal_as_it_was() {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+        let (_folder, mut session) = start((80, 24), &[]);
+        session.see("curl");
+        session.signal(signal);
+        assert!(session.end().success(), "{signal}");
+    }
+}
+
+#[test]
+fn resize_storms() {
+    let (_folder, mut session) = start((80, 24), &[]);
+    session.see("curl");
+    for round in 0u16..60 {
+        session.resize(20 + round * 37 % 400, 3 + round * 23 % 120);
+        std::thread::sleep(Duration::from_millis(u64::from(round % 7)));
+    }
+    session.resize(60, 15);
+    session.until("the smallest screen", |text| text.contains("1 Proc") && text.contains("t limit"));
+    session.press("\x03");
+    assert!(session.end().success());
+}
+
+#[test]
+fn without_colours_and_letters() {
+    let (_folder, mut session) = start((60, 15), &[("NO_COLOR", "1"), ("TERM", "linux"), ("LANG", "C")]);
+    session.see("curl");
+    session.press("q");
+    let raw = session.raw();
+    assert!(raw.is_ascii());
+    let text = String::from_utf8(raw).expect("ASCII");
+    let colour = |code: &str| {
+        let codes: Vec<_> = code.split(';').collect();
+        codes.iter().any(|code| {
+            matches!(*code, "38" | "48") || matches!(code.parse(), Ok(30..=37 | 40..=47 | 90..=107))
+        })
+    };
+    let sequences = text.split("\x1b[").filter_map(|rest| rest.split_once('m')).map(|(code, _)| code);
+    let plain = |code: &&str| code.bytes().all(|byte| byte.is_ascii_digit() || byte == b';');
+    let coloured: Vec<_> = sequences.filter(plain).filter(|code| colour(code)).collect();
+    assert!(coloured.is_empty(), "{coloured:?}");
+    assert!(session.end().success());
+}
+
+#[test]
+fn keys_are_answered_at_once() {
+    let (_folder, mut session) = start((200, 60), &[]);
+    session.see("curl");
+    let mut times = Vec::new();
+    for _ in 0..20 {
+        session.press("3");
+        times.push(session.see("SET BY"));
+        session.press("1");
+        times.push(session.see("PROCESS"));
+    }
+    times.sort();
+    // Half of them: the machine may be busy with something else.
+    assert!(times[20] < Duration::from_millis(50), "{times:?}");
+    session.press("q");
+    assert!(session.end().success());
+}
+
+#[test]
+fn without_a_terminal_it_says_so() {
+    let (_folder, path) = recording();
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_chadthrottle"))
+        .args(["--replay", &path])
+        .stdin(std::process::Stdio::null())
+        .output()
+        .expect("it runs");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("need a terminal"));
+}

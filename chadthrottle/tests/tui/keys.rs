@@ -1,0 +1,365 @@
+//! What keys and the mouse do, and what becomes of what they order.
+
+use std::sync::Arc;
+
+use chadthrottle::{
+    Error, Kind,
+    model::{Direction, LimitId, Rate, Snapshot, Target},
+    owner::protocol::EndReason,
+    tui::{
+        app::Screen,
+        event::Event,
+        order::{News, Step},
+    },
+};
+use ratatui::crossterm::event::{
+    Event as TerminalEvent, KeyCode, KeyModifiers, MouseButton, MouseEvent, MouseEventKind,
+};
+
+use crate::{scene::Scene, stage::Stage};
+
+const CURL: u32 = 4188;
+
+/// A scene in which nobody has set a limit.
+fn free() -> Scene {
+    Scene { limits: Vec::new(), ..Scene::default() }
+}
+
+/// The download is selected, and nothing is limited.
+fn stage() -> Stage {
+    let mut stage = Stage::new(80, 24, &free());
+    stage.press("/name:curl\n");
+    stage
+}
+
+/// The last line.
+fn said(stage: &Stage) -> String {
+    stage.text().lines().last().unwrap_or_default().to_owned()
+}
+
+/// The line about a process.
+fn line(stage: &Stage, name: &str) -> String {
+    let text = stage.text();
+    text.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("no {name} in\n{text}")).to_owned()
+}
+
+fn rates(stage: &Stage) -> Vec<(Option<u64>, Option<u64>)> {
+    let rate = |report: &chadthrottle::model::LimitReport, direction| {
+        report.directions.get(direction).as_ref().map(|held| held.rate.bytes_per_second())
+    };
+    let of = |report| (rate(report, Direction::Download), rate(report, Direction::Upload));
+    stage.limits.values().map(of).collect()
+}
+
+/// A snapshot of a monitor that sees the limits that the owner holds.
+fn next(stage: &mut Stage, second: u32) {
+    let mut snapshot: Snapshot = free().until(second).pop().expect("a snapshot");
+    snapshot.limits = stage.limits.values().cloned().collect();
+    for process in &mut snapshot.processes {
+        let holds = |target: &Target| target.pid() == Some(process.pid);
+        let limits = snapshot.limits.iter().filter(|limit| limit.targets.iter().any(holds));
+        process.limits = limits.map(|limit| limit.id).collect();
+    }
+    stage.tell(Event::Snapshot(Arc::new(snapshot)));
+}
+
+#[test]
+fn two_keys_and_a_rate_make_a_limit() {
+    let mut stage = Stage::new(80, 24, &free());
+    // The fastest is at the top.
+    stage.press("t1M\n");
+    assert!(stage.text().contains("applying"), "{}", stage.text());
+    let Step::Set(request) = stage.orders[0].step.clone() else { panic!("{:?}", stage.orders) };
+    assert_eq!((request.targets, request.rates.download), (vec![Target::Pid(CURL)], Rate::new(1_000_000)));
+    assert!(!request.detach);
+    stage.answer();
+    assert!(said(&stage).contains("limited pid:4188 (curl): download 1 MB/s (8 Mbit/s)"), "{}", stage.text());
+    // Before the monitor knows of it.
+    let row = line(&stage, "⚡");
+    assert!(row.contains("curl") && row.contains("1.00 MB"), "{row}");
+    next(&mut stage, 61);
+    assert!(line(&stage, "4188").contains("1.00 MB"));
+}
+
+#[test]
+fn a_refusal_is_shown_where_it_was_asked() {
+    let mut stage = stage();
+    stage.press("t1M\n");
+    stage.refuse(&Error::new(Kind::NotPermitted, "attach the programs: CAP_BPF is missing"));
+    assert!(stage.text().contains("CAP_BPF is missing"), "{}", stage.text());
+    // It can be mended in place, or given up.
+    stage.press("x");
+    assert!(stage.text().contains("unknown unit"), "{}", stage.text());
+    stage.press("\x1b");
+    assert!(stage.app.dialog.is_none() && stage.app.screen == Screen::Processes);
+}
+
+#[test]
+fn steps_add_up_before_they_are_answered() {
+    let mut stage = stage();
+    stage.press("t1M\t500K\n");
+    stage.answer();
+    stage.press("++-");
+    stage.answer();
+    assert_eq!(rates(&stage), [(Some(1_089_000), Some(544_500))]);
+    stage.press("uuu");
+    stage.answer();
+    assert_eq!(rates(&stage), [(Some(1_000_000), Some(500_000))]);
+    stage.press("u");
+    stage.answer();
+    assert!(rates(&stage).is_empty(), "the first change was the limit itself");
+    stage.press("u");
+    assert!(said(&stage).contains("nothing to undo"), "{}", said(&stage));
+}
+
+#[test]
+fn a_limit_does_not_fall_below_what_tcp_needs() {
+    let mut stage = stage();
+    stage.press("t1K\n");
+    stage.answer();
+    stage.press("-");
+    stage.answer();
+    assert_eq!(rates(&stage), [(Some(1_000), None)]);
+}
+
+#[test]
+fn what_was_removed_comes_back() {
+    let mut stage = stage();
+    stage.press("t1M\n");
+    stage.answer();
+    next(&mut stage, 61);
+    stage.press("r");
+    stage.answer();
+    assert!(rates(&stage).is_empty());
+    assert!(said(&stage).contains("u brings it back"), "{}", said(&stage));
+    assert!(!stage.text().contains('⚡'), "{}", stage.text());
+    stage.press("u");
+    stage.answer();
+    assert_eq!(rates(&stage), [(Some(1_000_000), None)]);
+    // The change before is undone on the limit that came back.
+    stage.press("u");
+    stage.answer();
+    assert!(rates(&stage).is_empty(), "{}", stage.text());
+}
+
+#[test]
+fn a_direction_can_be_freed() {
+    let mut stage = stage();
+    stage.press("t1M\t500K\n");
+    stage.answer();
+    next(&mut stage, 61);
+    stage.press("t\tnone\n");
+    assert!(matches!(stage.orders[0].step, Step::Replace { .. }), "{:?}", stage.orders);
+    stage.answer();
+    assert_eq!(rates(&stage), [(Some(1_000_000), None)]);
+    next(&mut stage, 62);
+    stage.press("u");
+    stage.answer();
+    assert_eq!(rates(&stage), [(Some(1_000_000), Some(500_000))]);
+}
+
+#[test]
+fn suspended_and_brought_back() {
+    let mut stage = stage();
+    stage.press("t1M\n");
+    stage.answer();
+    next(&mut stage, 61);
+    stage.press("p");
+    stage.answer();
+    next(&mut stage, 62);
+    assert!(rates(&stage).is_empty());
+    let row = line(&stage, "4188 curl");
+    assert!(row.contains('○') && row.contains("1.00 MB"), "{row}");
+    stage.press("3");
+    assert!(stage.text().contains("suspended"), "{}", stage.text());
+    stage.press("p");
+    stage.answer();
+    next(&mut stage, 63);
+    assert_eq!(rates(&stage), [(Some(1_000_000), None)]);
+    stage.press("1");
+    assert!(line(&stage, "4188 curl").contains('⚡'));
+}
+
+#[test]
+fn limits_of_others_are_changed_too() {
+    let mut stage = Stage::new(80, 24, &Scene::default());
+    stage.press("/transm\n-");
+    let Step::Change { id, rates } = &stage.orders[0].step else { panic!("{:?}", stage.orders) };
+    assert_eq!((*id, rates.download, rates.upload), (LimitId(2), Rate::new(4_500_000), Rate::new(900_000)));
+    stage.orders.clear();
+    // They are not ours: nobody asks about them.
+    stage.press("q");
+    assert!(stage.left);
+}
+
+#[test]
+fn leaving_asks_about_limits_set_here() {
+    let mut stage = stage();
+    stage.press("t1M\n");
+    stage.answer();
+    stage.press("q");
+    assert!(!stage.left && stage.text().contains("stay"), "{}", stage.text());
+    stage.press("\x1b");
+    assert!(!stage.left && !stage.app.leaving);
+    stage.press("qk");
+    let Step::Keep(requests) = &stage.orders[0].step else { panic!("{:?}", stage.orders) };
+    assert!(requests.len() == 1 && requests[0].detach && requests[0].targets == [Target::Pid(CURL)]);
+    stage.refuse(&Error::failed("no luck"));
+    assert!(!stage.left && stage.text().contains("no luck"), "{}", stage.text());
+    stage.press("k");
+    stage.answer();
+    assert!(stage.left);
+    let mut stage = self::stage();
+    stage.press("t1M\n");
+    stage.answer();
+    stage.press("qe");
+    assert!(stage.left);
+}
+
+#[test]
+fn esc_never_quits() {
+    let mut stage = Stage::new(80, 24, &Scene::default());
+    for screen in ["1", "2", "3", "4", "5", "?"] {
+        stage.press(screen);
+        stage.press("\x1b\x1b\x1b\x1b");
+        assert!(!stage.left && stage.app.screen == Screen::Processes);
+    }
+    stage.press("q");
+    assert!(stage.left);
+}
+
+#[test]
+fn what_has_ended_takes_no_commands() {
+    let mut stage = Stage::new(80, 24, &free());
+    stage.press("/wget\n");
+    assert!(line(&stage, "5301").contains('✗'), "{}", stage.text());
+    stage.press("t");
+    assert!(stage.app.dialog.is_none() && said(&stage).contains("has ended"), "{}", stage.text());
+    for key in ["+", "-", "r", "p"] {
+        stage.press(key);
+        assert!(stage.orders.is_empty() && !said(&stage).is_empty(), "{key}");
+    }
+    stage.press("\x1b/name:kernel\nt");
+    assert!(said(&stage).contains("belongs to no process"), "{}", stage.text());
+}
+
+#[test]
+fn a_recording_is_only_looked_at() {
+    let mut stage = stage();
+    stage.app.read_only = Some("this is a recording".into());
+    for key in ["t", "+", "r", "p", "u"] {
+        stage.press(key);
+        assert!(said(&stage).contains("recording") && stage.orders.is_empty(), "{key}: {}", said(&stage));
+    }
+}
+
+#[test]
+fn the_dialog_offers_what_the_row_belongs_to() {
+    let mut stage = stage();
+    stage.press("t1M\t\t");
+    let labels: Vec<_> = stage
+        .app
+        .dialog
+        .as_ref()
+        .unwrap()
+        .choices
+        .iter()
+        .map(|choice| choice.targets[0].to_string())
+        .collect();
+    assert_eq!(labels, ["pid:4188", "tree:4188", "name:curl", "unit:session-4.scope", "user:alice"]);
+    stage.key(KeyCode::Right);
+    stage.press("\n");
+    let Step::Set(request) = &stage.orders[0].step else { panic!("{:?}", stage.orders) };
+    assert_eq!(request.targets, [Target::Tree(CURL)]);
+    // A group is limited as one.
+    let mut stage = Stage::new(80, 24, &free());
+    stage.press("vv/nginx\nt1M\n");
+    let Step::Set(request) = &stage.orders[0].step else { panic!("{:?}", stage.orders) };
+    assert_eq!(request.targets[0].to_string(), "unit:nginx.service");
+    // In a tree what is below belongs to it.
+    let mut stage = Stage::new(80, 24, &free());
+    stage.press("vt1M\n");
+    let Step::Set(request) = &stage.orders[0].step else { panic!("{:?}", stage.orders) };
+    assert_eq!(request.targets, [Target::Tree(4120)]);
+}
+
+#[test]
+fn news_of_limits_are_told() {
+    let mut stage = stage();
+    stage.press("t1M\n");
+    stage.answer();
+    let last = stage.limits.pop_first().expect("a limit").1;
+    stage.tell(Event::News(News::Ended(EndReason::TargetEnded, Box::new(last))));
+    assert!(said(&stage).contains("its process has ended"), "{}", said(&stage));
+    assert!(!stage.text().contains('⚡'), "{}", stage.text());
+    let mut stage = self::stage();
+    stage.press("t1M\n");
+    stage.answer();
+    stage.tell(Event::News(News::OwnerGone));
+    assert!(said(&stage).contains("limits with it"), "{}", said(&stage));
+    assert!(!stage.text().contains('⚡'), "{}", stage.text());
+}
+
+#[test]
+fn frozen_pictures_stand_still() {
+    let mut stage = Stage::new(80, 24, &free());
+    stage.press(" ");
+    let before = stage.text();
+    next(&mut stage, 61);
+    assert_eq!(stage.text(), before);
+    stage.press(" ");
+    assert_ne!(stage.text(), before);
+}
+
+fn mouse(stage: &mut Stage, kind: MouseEventKind, column: u16, row: u16) {
+    let event = MouseEvent { kind, column, row, modifiers: KeyModifiers::NONE };
+    stage.tell(Event::Terminal(TerminalEvent::Mouse(event)));
+}
+
+/// Where a text stands.
+fn find(stage: &Stage, text: &str) -> (u16, u16) {
+    for (row, line) in stage.text().lines().enumerate() {
+        if let Some(at) = line.find(text) {
+            return (line[..at].chars().count() as u16, row as u16);
+        }
+    }
+    panic!("no {text} in\n{}", stage.text());
+}
+
+#[test]
+fn the_mouse_chooses() {
+    const CLICK: MouseEventKind = MouseEventKind::Down(MouseButton::Left);
+    let mut stage = Stage::new(80, 24, &free());
+    let (column, row) = find(&stage, "PROCESS");
+    mouse(&mut stage, CLICK, column, row);
+    assert!(stage.text().contains("PROCESS▲"), "{}", stage.text());
+    mouse(&mut stage, CLICK, column, row);
+    assert!(stage.text().contains("PROCESS▼"), "{}", stage.text());
+    let (column, row) = find(&stage, "restic");
+    mouse(&mut stage, CLICK, column, row);
+    assert_eq!(stage.app.processes.selected().unwrap().row.label, "restic");
+    mouse(&mut stage, CLICK, column, row);
+    assert_eq!(stage.app.screen, Screen::Detail);
+    let (column, row) = find(&stage, "Limits");
+    mouse(&mut stage, CLICK, column, row);
+    assert_eq!(stage.app.screen, Screen::Limits);
+    mouse(&mut stage, MouseEventKind::ScrollDown, 3, 3);
+}
+
+#[test]
+fn any_size_at_any_time() {
+    let mut stage = Stage::new(80, 24, &Scene::default());
+    for keys in ["", "vjjj", "/a b", "\n\x1b\n", "3", "4", "5", "?", "1t", "\x1b1"] {
+        stage.press(keys);
+        for (width, height) in
+            [(1, 1), (0, 0), (500, 200), (60, 15), (59, 15), (3, 80), (200, 2), (61, 16), (80, 24)]
+        {
+            stage.tell(Event::Terminal(TerminalEvent::Resize(width, height)));
+            let terminal = stage.terminal();
+            assert_eq!(terminal.backend().buffer().area.width, width);
+            stage.press("j");
+            stage.key(KeyCode::PageDown);
+            stage.key(KeyCode::PageUp);
+        }
+    }
+}

@@ -1,0 +1,8 @@
+//! The screens, from recorded snapshots: pictures of every screen at four sizes, and what keys do to them.
+
+mod binary;
+mod keys;
+mod pty;
+mod scene;
+mod screens;
+mod stage;
