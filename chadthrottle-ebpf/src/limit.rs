@@ -15,7 +15,8 @@ use chadthrottle_common::{
         TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
     bucket::{
-        ANSWER, BESIDE_SHIFT, QUEUE_SLACK, SMALL_PACKET, Word, charge, cost, cost_beside, exceeded, has_room, ticks,
+        ANSWER, BESIDE_SHIFT, QUEUE_SLACK, SMALL_PACKET, Word, charge, cost, cost_beside, exceeded, has_room,
+        ticks,
     },
     pacing::BURST_TICKS,
     wire::Wire,
@@ -304,18 +305,14 @@ impl Packet<'_> {
 
     /// Whether it passes nested limits of which one seems to have no room; counts it where not.
     #[inline(always)]
-    unsafe fn pass_late<const CAS: bool>(
-        &self,
-        buckets: &[*mut TokenBucket; MAX_NESTED],
-        ids: &[u64; MAX_NESTED],
-    ) -> bool {
+    unsafe fn pass_late<const CAS: bool>(&self, ids: &[u64; MAX_NESTED]) -> bool {
         // SAFETY: as above.
         unsafe {
             let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
             let mut refused = [0; MAX_NESTED];
             let mut any = 0;
-            for (bucket, refused) in buckets.iter().zip(&mut refused) {
-                if let Some(found) = self.find::<CAS>(*bucket) {
+            for (id, refused) in ids.iter().zip(&mut refused) {
+                if let Some(found) = self.find::<CAS>(self.bucket(*id)) {
                     // 1 when the demand is higher: no branch, as in `exceeded`.
                     *refused = meets.wrapping_sub(self.demand(&found, now_ns)) >> 63;
                     any += *refused;
@@ -339,19 +336,19 @@ impl Packet<'_> {
     unsafe fn pass_all<const CAS: bool>(&self, ids: &[u64; MAX_NESTED]) -> bool {
         // SAFETY: as above.
         unsafe {
-            let [a, b, c, d] = *ids;
-            let buckets = [self.bucket(a), self.bucket(b), self.bucket(c), self.bucket(d)];
+            // Each step looks the buckets up again: four pointers kept, each of which may be null, are sixteen states
+            // in which the verifier walks through all that follows.
             let mut late = 0;
-            for bucket in buckets {
-                if let Some(found) = self.find::<CAS>(bucket) {
+            for id in ids {
+                if let Some(found) = self.find::<CAS>(self.bucket(*id)) {
                     late += exceeded(found.seen, found.now, [0]);
                 }
             }
-            if late != 0 && !self.pass_late::<CAS>(&buckets, ids) {
+            if late != 0 && !self.pass_late::<CAS>(ids) {
                 return false;
             }
-            for (bucket, id) in buckets.iter().zip(ids) {
-                if let Some(found) = self.find::<CAS>(*bucket) {
+            for id in ids {
+                if let Some(found) = self.find::<CAS>(self.bucket(*id)) {
                     self.look_at_level(*id, &found);
                     self.charge::<CAS>(*id, &found, 0);
                 }

@@ -54,12 +54,6 @@ pub enum Object {
         /// Absolute path.
         path: PathBuf,
     },
-    /// A cgroup that holds processes of somebody else's cgroup, its parent, to which they return. Its name starts with
-    /// [`PREFIX`].
-    Leaf {
-        /// Absolute path in the cgroup file system.
-        path: PathBuf,
-    },
     /// An IFB whose name starts with [`PREFIX`]. It goes with its namespace, as the two below do.
     Ifb {
         /// Inode number of its network namespace.
@@ -85,6 +79,12 @@ pub enum Object {
         /// Its name.
         name: String,
     },
+    /// A cgroup that holds processes of somebody else's cgroup, its parent, to which they return. Its name starts with
+    /// [`PREFIX`].
+    Leaf {
+        /// Absolute path in the cgroup file system.
+        path: PathBuf,
+    },
 }
 
 impl std::fmt::Display for Object {
@@ -92,7 +92,6 @@ impl std::fmt::Display for Object {
         match self {
             Self::Cgroup { path } => write!(f, "cgroup {}", path.display()),
             Self::File { path } => write!(f, "file {}", path.display()),
-            Self::Leaf { path } => write!(f, "cgroup {} of limited processes", path.display()),
             Self::Ifb { name, namespace } => {
                 write!(f, "network device {name} (network namespace {namespace})")
             }
@@ -102,6 +101,7 @@ impl std::fmt::Display for Object {
             Self::Filter { name, device, namespace, .. } => {
                 write!(f, "filter {name} of network device {device} (network namespace {namespace})")
             }
+            Self::Leaf { path } => write!(f, "cgroup {} of limited processes", path.display()),
         }
     }
 }
@@ -160,7 +160,7 @@ impl Object {
                 Err(Error::failed(format!("remove {self}: its name is none of ours")))
             }
             Self::Filter { device, hook, name, .. } => tc.delete_filter(*device, *hook, name),
-            Self::Cgroup { .. } | Self::Leaf { .. } | Self::File { .. } => {
+            Self::Cgroup { .. } | Self::File { .. } | Self::Leaf { .. } => {
                 Err(Error::failed(format!("remove {self}: it is in no network namespace")))
             }
         }

@@ -8,7 +8,7 @@ use std::{fs, os::fd::BorrowedFd, path::PathBuf};
 
 use crate::{
     backend::Site,
-    error::{Context, Result},
+    error::{Context, Error, Result},
     kernel::{
         bpf::keeper,
         cgroup,
@@ -27,6 +27,10 @@ pub(super) struct Refuge {
 impl Refuge {
     /// Makes the cgroup, which is written down first, and goes there.
     pub fn enter(site: &Site, journal: &mut Journal) -> Result<Self> {
+        // In another one the cgroup's name, and the journal's, would tell others of the wrong process.
+        if !process::in_initial_pid_namespace()? {
+            return Err(Error::failed("it is in a PID namespace of its own"));
+        }
         let pid = std::process::id();
         let before = cgroup::get_cgroup_path(pid)?;
         let above = cgroup::attach_point(site.cgroup_root.as_deref())?;

@@ -32,7 +32,7 @@ fn run(scene: &Scene, command: &[&str]) -> Result<Call> {
 /// Fails unless `run` of the traffic is held from its first byte on. In the first second a bucket that starts empty
 /// has let through its rate, and no more.
 fn ensure_held_at_once(receiver: &Traffic, run: u64, asked: f64) -> Result<()> {
-    let deadline = asked + 10.0;
+    let deadline = asked + 60.0;
     while receiver.meter().totals(run).rx == 0 {
         ensure!(now() < deadline, "run {run} moves nothing");
         sleep_until(now() + 0.01)?;
@@ -70,7 +70,7 @@ fn children(scene: &Scene) -> Result<()> {
     let script = "exec 3<&0; \"$0\" traffic \"$1\" <&3 & \"$0\" traffic \"$2\" <&3 & wait";
     let program = program().display().to_string();
     let call = run(scene, &["sh", "-c", script, &program, &transfer(first), &transfer(second)])?;
-    let deadline = now() + 10.0;
+    let deadline = now() + 60.0;
     while [first, second].iter().any(|run| server.meter().totals(*run).rx == 0) {
         ensure!(now() < deadline, "one of the children moves nothing");
         sleep_until(now() + 0.01)?;

@@ -5,6 +5,7 @@ use chadthrottle::{
         bpf::load_ebpf_program,
         tc::{Does, Hook, Tc},
     },
+    model::RungKind,
     selftest::process::Place,
 };
 use libtest_mimic::Trial;
@@ -106,6 +107,13 @@ fn beside_the_queue(scene: &Scene, rate: u64) -> Result<()> {
         ensure!(queued >= 0.85, "bulk beside: {beside}: {queued:.3} comes through the queue");
         ensure!(sum <= 1.1, "bulk beside: {beside}: {sum:.3} of the limit in all");
     }
+    let held = scene.report(&target)?.directions.download;
+    let rungs = held.map_or_else(Vec::new, |held| held.rungs);
+    let of =
+        |device: &str| rungs.iter().find(|rung| rung.device.as_deref() == Some(device)).map(|rung| rung.kind);
+    let expected = [Some(RungKind::IfbHtbWindow), Some(RungKind::Bucket)];
+    ensure!([of("chadt-c"), of("lo")] == expected, "the status tells of {rungs:?}");
+    eprint!("{}", scene.succeed("status")?);
     limit.end().map(drop)
 }
 
