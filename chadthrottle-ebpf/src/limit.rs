@@ -15,7 +15,8 @@ use chadthrottle_common::{
         TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
     bucket::{
-        ANSWER, BESIDE_SHIFT, QUEUE_SLACK, SMALL_PACKET, Word, charge, cost, cost_beside, exceeded, has_room, ticks,
+        ANSWER, BESIDE_SHIFT, QUEUE_SLACK, SMALL_PACKET, Word, charge, cost, cost_beside, exceeded, has_room,
+        ticks,
     },
     pacing::BURST_TICKS,
     wire::Wire,

@@ -191,7 +191,11 @@ fn report(request: &LimitRequest, name: &str) -> LimitReport {
         measured: Some(998_000),
         backend: "ebpf".into(),
         counters: Counters { dropped_packets: 7, ..Counters::default() },
-        rungs: Vec::new(),
+        rungs: vec![chadthrottle::model::Rung {
+            device: Some("eth0".into()),
+            kind: chadthrottle::model::RungKind::IfbHtbWindow,
+            reason: None,
+        }],
     };
     LimitReport {
         id: LimitId(1),

@@ -24,7 +24,7 @@ use place::Place;
 use super::{Applied, Backend, Checked, Driver, Priority, Probe, Site, crowd};
 use crate::{
     error::{Error, Kind, Result},
-    kernel::{fault, netns::Namespace, process},
+    kernel::{caps, fault, netns::Namespace, process},
     model::{Counters, Direction, Escape, EscapeKind, Limit, LimitId, Rate},
 };
 
@@ -98,6 +98,7 @@ fn unknown(id: LimitId) -> Error {
 
 impl Nftables {
     fn open(site: &Site, direction: Direction) -> Result<Self> {
+        caps::require("limiting with nftables", &caps::FOR_CROWDS)?;
         if let Probe::Unavailable { reason, mend } = requirements::probe(site) {
             let mend = mend.map(|mend| format!(" (mend: {mend})")).unwrap_or_default();
             return Err(Error::new(Kind::NoBackend, format!("{reason}{mend}")));
