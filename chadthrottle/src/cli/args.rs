@@ -5,6 +5,7 @@
 
 use std::{
     ffi::OsString,
+    io::{self, IsTerminal},
     os::fd::RawFd,
     path::{Path, PathBuf},
 };
@@ -66,9 +67,18 @@ pub struct Args {
 }
 
 impl Args {
-    /// Whether they ask for the screens.
+    /// Whether they ask for a limit in the short form.
+    pub fn is_short_form(&self) -> bool {
+        self.pid.is_some()
+            || self.rates.download.is_some()
+            || self.rates.upload.is_some()
+            || self.duration.duration.is_some()
+    }
+
+    /// Whether they ask for the screens, which take a terminal.
     pub fn is_tui(&self) -> bool {
-        self.command.is_none() && self.screens.replay.is_some()
+        let asked = self.command.is_none() && !self.is_short_form() && !self.list_backends;
+        asked && (self.screens.replay.is_some() || io::stdin().is_terminal() && io::stdout().is_terminal())
     }
 }
 
@@ -78,6 +88,10 @@ pub struct Screens {
     /// Show a recording on the screens instead of this machine
     #[arg(long, value_name = "FILE")]
     pub replay: Option<PathBuf>,
+    /// Time between two looks of the screens at the traffic: from 250ms to 10s
+    #[arg(long, value_name = "TIME", default_value = "1s", conflicts_with = "replay")]
+    #[arg(allow_hyphen_values = true)]
+    pub refresh: String,
     /// Colours of the screens
     #[arg(long, value_name = "NAME", value_enum, default_value = "default")]
     pub theme: ThemeName,

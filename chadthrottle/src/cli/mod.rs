@@ -60,6 +60,7 @@ pub fn main() -> ExitCode {
 }
 
 fn execute(args: Args) -> Result<u8> {
+    let screens_asked = args.is_tui();
     let Args { pid, rates, duration, list_backends, screens, global, command } = args;
     let short_form = pid.is_some() || rates.download.is_some() || rates.upload.is_some();
     if screens.replay.is_some()
@@ -81,7 +82,7 @@ fn execute(args: Args) -> Result<u8> {
             None if short_form || duration.duration.is_some() => {
                 Err(Error::new(Kind::Usage, "which process? give --pid P, or a command (see --help)"))
             }
-            None if screens.replay.is_some() => tui::tui(&global, &screens),
+            None if screens_asked => tui::tui(&global, &screens),
             None => {
                 output::message(&Args::command().render_help().ansi().to_string());
                 Ok(Kind::Usage.exit_code())

@@ -146,17 +146,34 @@ pub fn duration(duration: &Duration) -> Result<Option<f64>> {
 
 /// The value of `--interval`.
 pub fn interval(text: &str) -> Result<std::time::Duration> {
+    between("--interval", text, (0.1, "100 ms"), (3600.0, "an hour"))
+}
+
+/// The value of `--refresh`.
+pub fn refresh(text: &str) -> Result<std::time::Duration> {
+    between("--refresh", text, (0.25, "250 ms"), (10.0, "10 s"))
+}
+
+fn between(
+    option: &str,
+    text: &str,
+    (least, least_name): (f64, &str),
+    (most, most_name): (f64, &str),
+) -> Result<std::time::Duration> {
     let refuse = |why: String| {
         let message =
-            format!("--interval: {} is no interval: {why}; accepted are 1, 0.5, 250ms, 2s, 1m", quote(text));
+            format!("{option}: {} is no interval: {why}; accepted are 1, 0.5, 250ms, 2s", quote(text));
         Error::new(Kind::Usage, message)
     };
     let milliseconds = text.trim().strip_suffix("ms").map(|number| seconds(number).map(|ms| ms / 1000.0));
-    match milliseconds.unwrap_or_else(|| seconds(text)).map_err(refuse)? {
-        ..0.1 => Err(refuse("it is less than 100 ms".into())),
-        seconds if seconds > 3600.0 => Err(refuse("it is more than an hour".into())),
-        seconds => Ok(std::time::Duration::from_secs_f64(seconds)),
+    let seconds = milliseconds.unwrap_or_else(|| seconds(text)).map_err(refuse)?;
+    if seconds < least {
+        return Err(refuse(format!("it is less than {least_name}")));
     }
+    if seconds > most {
+        return Err(refuse(format!("it is more than {most_name}")));
+    }
+    Ok(std::time::Duration::from_secs_f64(seconds))
 }
 
 /// Seconds out of `30`, `0.5`, `30s`, `5m`, `1h`; or why not.

@@ -9,27 +9,37 @@ use super::{
 use crate::{
     error::Result,
     model::PerDirection,
-    monitor::recording::Replay,
+    monitor::{live, recording::Replay},
     owner::protocol::LimitRequest,
     tui::{self, OpenFeed, glyphs, theme::ThemeName},
 };
 
-/// `chadthrottle --replay FILE`.
+/// `chadthrottle`, and `chadthrottle --replay FILE`.
 pub fn tui(global: &Global, screens: &Screens) -> Result<u8> {
-    let path = screens.replay.clone().unwrap_or_default();
-    // Before the terminal is taken over: a wrong name is told of as with any command.
-    let replay = Replay::open(&path, true)?;
-    let feed: OpenFeed = Box::new(move || Ok(Box::new(replay)));
+    let template = template(global)?;
+    // Before the terminal is taken over: what is wrong is told of as with any command.
+    let interval = resolve::refresh(&screens.refresh)?;
+    let feed: OpenFeed = match &screens.replay {
+        Some(path) => {
+            let replay = Replay::open(path, true)?;
+            Box::new(move || Ok(Box::new(replay)))
+        }
+        None => {
+            let (dir, site) = (global.runtime_dir().to_owned(), template.site.clone());
+            Box::new(move || live::open(&dir, &site, live::Options { interval, connections: true }))
+        }
+    };
+    let recording = screens.replay.is_some();
     let variable = |name: &str| env::var(name).ok();
     let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let colors = anstream::ColorChoice::global() != anstream::ColorChoice::Never && !no_color;
     tui::run(tui::Options {
         feed,
         runtime_dir: global.runtime_dir().to_owned(),
-        template: template(global)?,
+        template,
         theme: if colors { screens.theme } else { ThemeName::Mono },
         ascii: glyphs::only_ascii(variable),
-        read_only: Some("this is a recording: nothing here can be limited".into()),
+        read_only: recording.then(|| "this is a recording: nothing here can be limited".into()),
         words: env::args_os().collect(),
     })
     .map(|()| 0)
