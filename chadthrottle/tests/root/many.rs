@@ -52,7 +52,8 @@ fn request(scene: &Scene, pid: u32, rate: u64) -> Result<Request> {
         wait: false,
         rates: PerDirection { upload: Some(rate), download: Some(rate) },
         backends: PerDirection::default(),
-        no_fallback: false,
+        // nftables would take the fifth.
+        no_fallback: true,
         partial: false,
         duration: None,
         detach: false,
