@@ -48,5 +48,7 @@ fn main() -> std::process::ExitCode {
         targets::trials(),
         backends::trials(),
     ];
-    libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, themes.into_iter().flatten().collect());
+    support::tell_slowest();
+    conclusion.exit_code()
 }
