@@ -19,6 +19,7 @@ mod monitor;
 mod places;
 mod raw;
 mod rights;
+mod scopes;
 mod sharing;
 mod support;
 mod targets;
@@ -46,6 +47,7 @@ fn main() -> std::process::ExitCode {
         many::trials(),
         monitor::trials(),
         targets::trials(),
+        scopes::trials(),
         backends::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
