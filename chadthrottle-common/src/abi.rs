@@ -1,7 +1,7 @@
 //! The values of the eBPF maps. Fixed-width integers only, no padding, sizes asserted: both sides
 //! are compiled by different compilers for different machines and must see the same bytes.
 
-use crate::window::PERIODS;
+use crate::{remote::Address, window::PERIODS};
 
 /// Limits that may hold one socket at the same time (a process in a unit of a user …).
 pub const MAX_NESTED: usize = 4;
@@ -13,7 +13,7 @@ pub const MAX_LIMITS: u32 = 8192;
 pub const MAX_PROCESSES: u32 = 65_536;
 
 /// Top bit of a limit's id: the id belongs to a limit narrower than a cgroup (a process, a
-/// connection), and is no cgroup id.
+/// connection), and is no cgroup id. The bits below it say of which packets it is: [`crate::remote::SELECTIVE`].
 pub const NARROW: u64 = 1 << 63;
 
 /// Index of the upload entry in the two-element map values.
@@ -166,9 +166,13 @@ pub struct Tag {
     pub limits: [u64; MAX_NESTED],
     /// Device of which the owner was told last that packets for this socket arrive there.
     pub told_device: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Of a TCP connection: which of `limits` are about traffic with its far end, the first one in bit 0; with
+    /// [`APPLIES_KNOWN`]. 0: not found out yet.
+    pub applies: u32,
 }
+
+/// [`Tag::applies`] has been found out.
+pub const APPLIES_KNOWN: u32 = 1 << 31;
 
 /// Several processes with different limits hold the socket: whoever used it last owns it.
 pub const TAG_SHARED: u32 = 1;
@@ -270,6 +274,12 @@ pub struct SocketRecord {
     pub namespace: u32,
     /// Number of the device, in that namespace, at which its last packets arrived; 0: not known.
     pub device: u32,
+    /// The peer's address; zero: it is not connected.
+    pub remote: Address,
+    /// The peer's port.
+    pub remote_port: u32,
+    /// Zero.
+    pub pad: u32,
 }
 
 /// The socket carried no tag, or one that lacked a limit of its process, until now.
@@ -429,7 +439,7 @@ const _: () = {
     assert!(size_of::<Lost>() == 16);
     assert!(size_of::<Event>() == 16);
     assert!(size_of::<BucketChange>() == 136);
-    assert!(size_of::<SocketRecord>() == 56);
+    assert!(size_of::<SocketRecord>() == 80);
 };
 
 #[cfg(feature = "user")]

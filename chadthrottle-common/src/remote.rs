@@ -21,16 +21,33 @@ impl Address {
         Self { high: 0, low: 0xffff_0000_0000 | address as u64 }
     }
 
+    /// An IPv6 address as it is on the wire.
+    #[inline(always)]
+    pub const fn from_wire(high: u64, low: u64) -> Self {
+        Self { high: u64::from_be(high), low: u64::from_be(low) }
+    }
+
     /// An IPv6 address, its first byte in the highest bits. An IPv4-mapped one is an IPv4 address.
     pub const fn v6(address: u128) -> Self {
         Self { high: (address >> 64) as u64, low: address as u64 }
     }
 
     /// Whether it is one of IPv4.
-    #[inline(always)]
     pub const fn is_v4(self) -> bool {
-        self.high == 0 && self.low >> 32 == 0xffff
+        self.not_v4() == 0
     }
+
+    /// 0 when it is one of IPv4.
+    #[inline(always)]
+    const fn not_v4(self) -> u64 {
+        self.high | (self.low >> 32 ^ 0xffff)
+    }
+}
+
+/// 1 when any bit is set, else 0; in a form that the compiler does not make a branch of.
+#[inline(always)]
+const fn is_set(bits: u64) -> u64 {
+    ((bits >> 32 | bits & 0xffff_ffff) + 0xffff_ffff) >> 32
 }
 
 /// All addresses that begin with the same bits. One of IPv6 holds no address of IPv4, also `::/0`.
@@ -68,18 +85,29 @@ impl Prefix {
     }
 
     /// Whether it is one of IPv4.
-    #[inline(always)]
     pub const fn is_v4(self) -> bool {
-        // Shorter ones could be no part of ::ffff:0:0/96.
-        self.mask.high == u64::MAX && self.mask.low >> 32 == 0xffff_ffff && self.address.is_v4()
+        self.not_v4() == 0
     }
 
     /// Whether it holds the address.
-    #[inline(always)]
     pub const fn holds(self, address: Address) -> bool {
-        address.high & self.mask.high == self.address.high
-            && address.low & self.mask.low == self.address.low
-            && self.is_v4() == address.is_v4()
+        self.differs(address) == 0
+    }
+
+    /// 0 when it holds the address, else 1. Without a branch: where the eBPF programs go through many prefixes, each
+    /// would double the ways that the verifier has to follow.
+    #[inline(always)]
+    pub const fn differs(self, address: Address) -> u64 {
+        let high = address.high & self.mask.high ^ self.address.high;
+        let low = address.low & self.mask.low ^ self.address.low;
+        is_set(high | low | (is_set(self.not_v4()) ^ is_set(address.not_v4())))
+    }
+
+    /// 0 when it is one of IPv4.
+    #[inline(always)]
+    const fn not_v4(self) -> u64 {
+        // Shorter ones could be no part of ::ffff:0:0/96.
+        !self.mask.high | (self.mask.low >> 32 ^ 0xffff_ffff) | self.address.not_v4()
     }
 }
 
@@ -113,11 +141,100 @@ pub const LOCAL: [Prefix; 14] = [
 /// Whether the address is in [`LOCAL`].
 #[inline(always)]
 pub fn is_local(address: Address) -> bool {
-    let mut local = false;
-    for prefix in LOCAL {
-        local |= prefix.holds(address);
+    let mut differs = 1;
+    for prefix in &LOCAL {
+        differs &= prefix.differs(address);
     }
-    local
+    differs == 0
+}
+
+/// Prefixes, and ranges of ports, that one limit may be narrowed to.
+pub const MAX_REMOTES: usize = 16;
+
+/// Remote ports, from the first to the last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PortRange {
+    /// The lowest.
+    pub first: u16,
+    /// The highest.
+    pub last: u16,
+}
+
+/// Far ends that a limit is narrowed to. Map `REMOTES`. There is no count: all slots are looked at, and those that are
+/// not needed repeat another one.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Remotes {
+    /// Any of these addresses …
+    pub prefixes: [Prefix; MAX_REMOTES],
+    /// … and any of these ports.
+    pub ports: [PortRange; MAX_REMOTES],
+}
+
+impl Remotes {
+    /// Addresses in any of the prefixes, or all when there are none; and ports in any of the ranges, or all. `None`:
+    /// there are more than [`MAX_REMOTES`] of either.
+    pub fn new(prefixes: &[Prefix], ports: &[PortRange]) -> Option<Self> {
+        let everything = [Prefix::new(Address::v4(0), 96), Prefix::new(Address::v6(0), 0)];
+        let prefixes = if prefixes.is_empty() { &everything } else { prefixes };
+        // What has no port at all has port 0.
+        let every_port = [PortRange { first: 0, last: u16::MAX }];
+        let ports = if ports.is_empty() { &every_port } else { ports };
+        if prefixes.len() > MAX_REMOTES || ports.len() > MAX_REMOTES {
+            return None;
+        }
+        let mut remotes = Self { prefixes: [prefixes[0]; MAX_REMOTES], ports: [ports[0]; MAX_REMOTES] };
+        remotes.prefixes[..prefixes.len()].copy_from_slice(prefixes);
+        remotes.ports[..ports.len()].copy_from_slice(ports);
+        Some(remotes)
+    }
+
+    /// 0 when they hold a far end, else 1.
+    #[inline(always)]
+    pub fn exclude(&self, address: Address, port: u16) -> u64 {
+        let mut differs = 1;
+        for prefix in &self.prefixes {
+            differs &= prefix.differs(address);
+        }
+        let mut outside = 1;
+        for range in &self.ports {
+            let below = u64::from(port).wrapping_sub(u64::from(range.first));
+            let above = u64::from(range.last).wrapping_sub(u64::from(port));
+            outside &= (below | above) >> 63;
+        }
+        differs | outside
+    }
+}
+
+/// In a limit's id: it is only about packets with a remote address that is [local](is_local).
+pub const LOCAL_ONLY: u64 = 1 << LOCAL_BIT;
+/// In a limit's id: it is only about packets with a remote address that is not.
+pub const INTERNET_ONLY: u64 = 1 << INTERNET_BIT;
+/// In a limit's id: it is only about packets with a far end that its [`Remotes`] hold.
+pub const LISTED_ONLY: u64 = 1 << 60;
+/// Any of these: with another id a limit is about all packets.
+pub const SELECTIVE: u64 = LOCAL_ONLY | INTERNET_ONLY | LISTED_ONLY;
+
+const LOCAL_BIT: u32 = 62;
+const INTERNET_BIT: u32 = 61;
+
+/// 0 when the scope in a limit's id holds an address, else 1.
+#[inline(always)]
+pub fn scope_excludes(id: u64, local: bool) -> u64 {
+    let local = u64::from(local);
+    (id >> LOCAL_BIT & (local ^ 1) | id >> INTERNET_BIT & local) & 1
+}
+
+const _: () = {
+    assert!(size_of::<Prefix>() == 32);
+    assert!(size_of::<Remotes>() == MAX_REMOTES * 36);
+};
+
+#[cfg(feature = "user")]
+mod pod {
+    // SAFETY: repr(C), integers only, sizes above leave no room for padding; any bytes are a value.
+    unsafe impl aya::Pod for super::Remotes {}
 }
 
 #[cfg(test)]
@@ -206,7 +323,48 @@ mod tests {
         assert!(everything_v4.holds(address("1.2.3.4")) && !everything_v4.holds(address("::1.2.3.4")));
     }
 
+    #[test]
+    fn more_than_there_is_room_for() {
+        let prefix = Prefix::new(Address::v4(0), 96);
+        assert!(Remotes::new(&[prefix; MAX_REMOTES], &[]).is_some());
+        assert!(Remotes::new(&[prefix; MAX_REMOTES + 1], &[]).is_none());
+        assert!(Remotes::new(&[], &[PortRange::default(); MAX_REMOTES + 1]).is_none());
+    }
+
+    #[test]
+    fn scopes_in_ids() {
+        for (id, held_local, held_internet) in
+            [(1, true, true), (LOCAL_ONLY | 1, true, false), (INTERNET_ONLY | 1, false, true)]
+        {
+            let id = 1 << 63 | id;
+            assert_eq!(
+                [scope_excludes(id, true) == 0, scope_excludes(id, false) == 0],
+                [held_local, held_internet]
+            );
+        }
+    }
+
     proptest! {
+        #[test]
+        fn holds_what_any_slot_holds(
+            bits in any::<u128>(),
+            lengths in prop::collection::vec((any::<u128>(), 0u32..=128), 0..=MAX_REMOTES),
+            ranges in prop::collection::vec((any::<u16>(), any::<u16>()), 0..=MAX_REMOTES),
+            port in any::<u16>(),
+            near in any::<bool>(),
+            mapped in any::<bool>(),
+        ) {
+            let bits = if mapped { bits & 0xffff_ffff | 0xffff << 32 } else { bits };
+            // Some that begin like the address.
+            let of = |(other, length): &(u128, u32)| Prefix::new(Address::v6(if near { bits ^ other >> 100 } else { *other }), *length);
+            let prefixes: std::vec::Vec<_> = lengths.iter().map(of).collect();
+            let ports: std::vec::Vec<_> = ranges.iter().map(|(a, b)| PortRange { first: *a.min(b), last: *a.max(b) }).collect();
+            let held = (prefixes.is_empty() || prefixes.iter().any(|prefix| prefix.holds(Address::v6(bits))))
+                && (ports.is_empty() || ports.iter().any(|range| (range.first..=range.last).contains(&port)));
+            let remotes = Remotes::new(&prefixes, &ports).unwrap();
+            prop_assert_eq!(remotes.exclude(Address::v6(bits), port), u64::from(!held));
+        }
+
         #[test]
         fn holds_what_begins_alike(bits in any::<u128>(), other in any::<u128>(), length in 0u32..=128) {
             let mask = if length == 0 { 0 } else { u128::MAX << (128 - length) };

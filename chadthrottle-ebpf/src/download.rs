@@ -27,6 +27,7 @@ use crate::{
     kernel::{field, global},
     limit::{TCP_LISTEN, held_tag, stats},
     maps::{CGROUP_CONFIGS, CGROUP_FLOWS, WINDOWS, live_state},
+    remote::{FarEnd, are_selective, narrow},
 };
 
 /// What a classifier without direct action answers: its action is taken, or not.
@@ -111,7 +112,10 @@ fn transport(ctx: &TcContext) -> Option<Transport> {
 /// veth, the sender's. There is one lookup and one release, and no way out in between: the verifier wants
 /// the reference back.
 #[inline(always)]
-fn with_socket<R>(ctx: &TcContext, use_socket: impl FnOnce(*mut bpf_sock) -> Option<R>) -> Option<R> {
+fn with_socket<R>(
+    ctx: &TcContext,
+    use_socket: impl FnOnce(*mut bpf_sock, &FarEnd) -> Option<R>,
+) -> Option<R> {
     let Transport { ipv6, protocol, at } = transport(ctx)?;
     if protocol != TCP && protocol != UDP {
         return None;
@@ -121,17 +125,20 @@ fn with_socket<R>(ctx: &TcContext, use_socket: impl FnOnce(*mut bpf_sock) -> Opt
     // looked at only while the reference is held.
     unsafe {
         let mut tuple: bpf_sock_tuple = mem::zeroed();
+        let far_end;
         let size = if ipv6 {
             tuple.__bindgen_anon_1.ipv6.saddr = load(ctx, 8)?;
             tuple.__bindgen_anon_1.ipv6.daddr = load(ctx, 24)?;
             tuple.__bindgen_anon_1.ipv6.sport = ports[0];
             tuple.__bindgen_anon_1.ipv6.dport = ports[1];
+            far_end = FarEnd::v6(load(ctx, 8)?, ports[0]);
             36
         } else {
             tuple.__bindgen_anon_1.ipv4.saddr = load(ctx, 12)?;
             tuple.__bindgen_anon_1.ipv4.daddr = load(ctx, 16)?;
             tuple.__bindgen_anon_1.ipv4.sport = ports[0];
             tuple.__bindgen_anon_1.ipv4.dport = ports[1];
+            far_end = FarEnd::v4(tuple.__bindgen_anon_1.ipv4.saddr, ports[0]);
             12
         };
         let here = BPF_F_CURRENT_NETNS as i64 as u64;
@@ -145,22 +152,24 @@ fn with_socket<R>(ctx: &TcContext, use_socket: impl FnOnce(*mut bpf_sock) -> Opt
         }
         // A request or time-wait socket is no full socket; its reference has to be given back all the same.
         let full = bpf_sk_fullsock(found);
-        let result = if full.is_null() { None } else { use_socket(full) };
+        let result = if full.is_null() { None } else { use_socket(full, &far_end) };
         bpf_sk_release(found.cast());
         result
     }
 }
 
-/// The lowest of the download limits that hold a socket and satisfy `wanted`: the one that counts.
+/// The lowest of the download limits that hold a packet and satisfy `wanted`: the one that counts.
 #[inline(always)]
 fn lowest(
     tag: &Tag,
+    far_end: &FarEnd,
     wanted: impl Fn(&CgroupThrottleConfig) -> bool,
 ) -> Option<(u64, &'static CgroupThrottleConfig)> {
     let mut best: Option<(u64, &CgroupThrottleConfig)> = None;
-    for id in tag.limits {
+    let limits = if are_selective(&tag.limits) { narrow(&tag.limits, far_end) } else { tag.limits };
+    for id in limits {
         if id == 0 {
-            break;
+            continue;
         }
         // SAFETY: the element is freed only a second after the last tag that names it was resolved anew.
         let Some(pair) = (unsafe { CGROUP_CONFIGS.get(id) }) else { continue };
@@ -182,14 +191,14 @@ fn class_of(ctx: &TcContext) -> Option<u32> {
         return None; // was queued already, on a device below this one
     }
     let (state, _) = live_state()?;
-    with_socket(ctx, |socket| {
+    with_socket(ctx, |socket, far_end| {
         // SAFETY: a full socket, to which a reference is held.
         unsafe {
             if (*socket).state == TCP_LISTEN {
                 return None;
             }
             let tag = held_tag(socket, state.epoch)?;
-            lowest(tag, |config| config.class_id != 0).map(|(_, config)| config.class_id)
+            lowest(tag, far_end, |config| config.class_id != 0).map(|(_, config)| config.class_id)
         }
     })
 }
@@ -259,8 +268,10 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
         }
         let (state, now_ns) = live_state()?;
         let tag = held_tag(socket, state.epoch)?;
-        let (id, config) = lowest(tag, |config| config.queue_us != 0)?;
-        let Transport { protocol: TCP, at, .. } = transport(ctx)? else { return None };
+        let Transport { ipv6, protocol: TCP, at } = transport(ctx)? else { return None };
+        let port = load(ctx, at + 2)?;
+        let far_end = if ipv6 { FarEnd::v6(load(ctx, 24)?, port) } else { FarEnd::v4(load(ctx, 16)?, port) };
+        let (id, config) = lowest(tag, &far_end, |config| config.queue_us != 0)?;
         let flags: u8 = load(ctx, at + 13)?;
         if flags & SYN_RST_ACK != ACK {
             return None;

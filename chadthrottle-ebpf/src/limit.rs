@@ -19,6 +19,7 @@ use chadthrottle_common::{
         ticks,
     },
     pacing::BURST_TICKS,
+    remote::SELECTIVE,
     wire::Wire,
 };
 
@@ -28,6 +29,7 @@ use crate::{
     kernel::global,
     maps::{CGROUP_BUCKETS, CGROUP_STATS, EVENTS, MPTCP, TAGS, live_state, resolve},
     pacing, packet,
+    remote::{self, are_selective},
 };
 
 /// Verdicts of cgroup_skb (egress has all of them, ingress the first two).
@@ -68,8 +70,10 @@ unsafe fn tag_of(socket: *mut bpf_sock) -> Option<&'static mut Tag> {
     }
 }
 
+/// # Safety
+/// `socket` came with the packet's context.
 #[inline(always)]
-unsafe fn is_tcp(socket: *mut bpf_sock) -> bool {
+pub unsafe fn is_tcp(socket: *mut bpf_sock) -> bool {
     // SAFETY: the caller's: a socket from the context.
     unsafe {
         let socket = bpf_sk_fullsock(socket);
@@ -381,15 +385,27 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
             }
             return None;
         }
+        let mut narrowed = [0; MAX_NESTED];
+        let (mut one, mut single) = (tag.limits[0], tag.limits[1] == 0);
+        let selective = if single { one & SELECTIVE != 0 } else { are_selective(&tag.limits) };
+        if selective {
+            narrowed = remote::narrowed(ctx, direction, tag, socket)?;
+            // What is not about this packet is zero.
+            one = narrowed[0] | narrowed[1] | narrowed[2] | narrowed[3];
+            single = narrowed.iter().map(|id| *id >> 63).sum::<u64>() < 2;
+            if one == 0 {
+                return None;
+            }
+        }
         let priority = (*ctx.skb.skb).priority;
         if direction == DOWNLOAD && priority >> 16 != CLASS_MAJOR {
             tell_device(ctx, tag);
         }
         let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx), priority };
-        let passes = if tag.limits[1] == 0 {
-            packet.pass_one::<CAS>(tag.limits[0])
+        let passes = if single {
+            packet.pass_one::<CAS>(one)
         } else {
-            packet.pass_all::<CAS>(&tag.limits)
+            packet.pass_all::<CAS>(if selective { &narrowed } else { &tag.limits })
         };
         if !passes {
             take_back(socket, direction, packet.wire.bytes);

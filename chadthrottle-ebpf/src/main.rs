@@ -3,6 +3,7 @@
 //! - [`limit`]: a packet at the socket's hook: which limits hold it, may it pass.
 //! - [`pacing`]: TCP sends no faster than the limit, so that nothing need be refused.
 //! - [`download`]: the queue in front of a download limit, and the windows that keep it short.
+//! - [`remote`]: limits on traffic with some far ends only.
 //! - [`tracking`]: which processes are limited: fork, exec, new names, new cgroups, exit.
 //! - [`rules`]: which limits a process comes under by what it is.
 //! - [`sockets`]: which sockets those processes own: at birth, open already, in use.
@@ -24,6 +25,7 @@ mod limit;
 mod maps;
 mod pacing;
 mod packet;
+mod remote;
 mod rules;
 mod sockets;
 mod tracking;

@@ -21,6 +21,7 @@ use chadthrottle_common::{
 use crate::{
     kernel::{field, global},
     maps::{CGROUP_BUCKETS, CGROUP_STATS, FLOWS, TAGS, live_state, resolve},
+    remote::{FarEnd, are_selective, narrow},
 };
 
 const SOL_SOCKET: i32 = 1;
@@ -65,9 +66,17 @@ unsafe fn level_of(socket: *mut c_void) -> Option<u64> {
             return Some(0);
         }
         let mut lowest = 0;
-        for id in &tag.limits {
+        let mut limits = tag.limits;
+        if are_selective(&limits) {
+            let tcp: *const c_void = bpf_skc_to_tcp_sock(socket).cast();
+            if tcp.is_null() {
+                return None;
+            }
+            limits = narrow(&limits, &FarEnd::of_socket(tcp));
+        }
+        for id in &limits {
             if *id == 0 {
-                break;
+                continue;
             }
             if let Some(pair) = CGROUP_BUCKETS.get_ptr(*id) {
                 let level = (*pair.cast::<TokenBucket>().add(UPLOAD)).level;

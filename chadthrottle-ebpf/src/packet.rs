@@ -1,7 +1,14 @@
 //! What a packet at the cgroup hook costs. Its data starts at the IP header.
 
+use core::mem::MaybeUninit;
+
 use aya_ebpf::{EbpfContext, helpers::bpf_skb_load_bytes, programs::SkBuffContext};
-use chadthrottle_common::wire::{Wire, on_wire};
+use chadthrottle_common::{
+    abi::UPLOAD,
+    wire::{Wire, on_wire},
+};
+
+use crate::remote::FarEnd;
 
 const TCP: u8 = 6;
 const UDP: u8 = 17;
@@ -39,6 +46,31 @@ fn transport(ctx: &SkBuffContext) -> Option<(u8, u32)> {
         at += (u32::from(load_u8(ctx, at + 1)?) + 1) * 8;
     }
     Some((protocol, at))
+}
+
+/// Reads plain integers.
+#[inline(always)]
+fn load<T: Copy>(ctx: &SkBuffContext, at: u32) -> Option<T> {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: as many bytes as T has; only called for integers and arrays of them, which any bytes are.
+    unsafe {
+        let status = bpf_skb_load_bytes(ctx.as_ptr(), at, value.as_mut_ptr().cast(), size_of::<T>() as u32);
+        (status == 0).then(|| value.assume_init())
+    }
+}
+
+/// Who is at the other end of a packet.
+#[inline(always)]
+pub fn far_end(ctx: &SkBuffContext, direction: usize) -> Option<FarEnd> {
+    let (protocol, at) = transport(ctx)?;
+    // The source stands first, and is the far end of what arrives.
+    let second = u32::from(direction == UPLOAD);
+    let port = if protocol == TCP || protocol == UDP { load(ctx, at + 2 * second).unwrap_or(0) } else { 0 };
+    Some(if load_u8(ctx, 0)? >> 4 == 6 {
+        FarEnd::v6(load(ctx, 8 + 16 * second)?, port)
+    } else {
+        FarEnd::v4(load(ctx, 12 + 4 * second)?, port)
+    })
 }
 
 /// Whether a TCP packet opens, closes or resets its connection.

@@ -9,15 +9,19 @@ use aya_ebpf::{
     macros::{btf_tracepoint, cgroup_sock},
     programs::{BtfTracePointContext, SockContext},
 };
-use chadthrottle_common::abi::{
-    MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_LOWERED, RECORD_SHARED, RECORD_WAS_UNTAGGED,
-    SocketRecord, TAG_LISTENER, TAG_SHARED, Tag,
+use chadthrottle_common::{
+    abi::{
+        MAX_NESTED, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, RECORD_LOWERED, RECORD_SHARED,
+        RECORD_WAS_UNTAGGED, SocketRecord, TAG_LISTENER, TAG_SHARED, Tag,
+    },
+    remote::Address,
 };
 
 use crate::{
     atomic,
     kernel::{field, global},
     maps::{FLOWS, LOST, PROCESSES, STATE, TAGS, WINDOWS, live_state, note_protocol, now_with_moves},
+    remote::FarEnd,
     rules::join_by_user,
 };
 
@@ -35,6 +39,7 @@ fn own(tag: &mut Tag, tgid: u32, entry: &ProcessEntry) {
     tag.tgid = tgid;
     tag.born = entry.born;
     tag.limits = entry.limits;
+    tag.applies = 0;
     tag.epoch = epoch();
 }
 
@@ -177,7 +182,13 @@ pub fn tag_open_sockets(ctx: *mut TaskFileContext) -> i32 {
             level: 0,
             namespace: 0,
             device: 0,
+            remote: Address { high: 0, low: 0 },
+            remote_port: 0,
+            pad: 0,
         };
+        let far_end = FarEnd::of_socket(sk);
+        record.remote = far_end.address;
+        record.remote_port = far_end.port.into();
         let net: *const c_void = field(sk, global::SK_NET());
         if !net.is_null() {
             record.namespace = field(net, global::NET_INUM());

@@ -29,7 +29,9 @@ use crate::{
     backend::{Backend, Driver, Site, select::Known},
     error::{Error, Kind, Result},
     kernel::fault,
-    model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate, StatusReport, Target},
+    model::{
+        Direction, Escape, LimitId, LimitReport, Narrowing, PerDirection, Rate, Scope, StatusReport, Target,
+    },
     monitor::assemble::Limits,
     owner::protocol::{EndReason, LimitRequest},
 };
@@ -132,7 +134,7 @@ impl Engine {
 
     /// Brings a limit into force; when this returns, it is verified. The report, and what the user
     /// should know: backends that failed, a direction that could not be had. After an error nothing has
-    /// changed. A detached limit of the very same targets is changed to what is asked for now.
+    /// changed. A detached limit of the very same targets and scope is changed to what is asked for now.
     pub fn set(&mut self, request: &LimitRequest, asker: Asker) -> Result<(LimitReport, Vec<String>)> {
         validate(&request.rates)?;
         let duration = request.duration.map(valid_duration).transpose()?;
@@ -147,10 +149,11 @@ impl Engine {
         });
         let manner = Manner { no_fallback: request.no_fallback, partial: request.partial };
 
-        let twin = request.detach.then(|| self.detached_twin(&targets)).flatten();
+        Narrowing::new(request.scope, &targets).listed()?;
+        let twin = request.detach.then(|| self.detached_twin(&targets, request.scope)).flatten();
         let (mut held, is_new) = match twin.and_then(|id| self.take(id)) {
             Some(held) => (held, false),
-            None => (self.fresh(targets, name, asker, request.detach), true),
+            None => (self.fresh(targets, name, asker, request), true),
         };
         let result = self.establish(&mut held, &wanted, manner);
         match result {
@@ -308,21 +311,24 @@ impl Engine {
         )))
     }
 
-    fn detached_twin(&self, targets: &[Target]) -> Option<LimitId> {
+    fn detached_twin(&self, targets: &[Target], scope: Scope) -> Option<LimitId> {
         let twin = |held: &&Held| {
             held.detached
+                && held.scope == scope
                 && held.targets.len() == targets.len()
                 && held.targets.iter().all(|target| targets.contains(target))
         };
         self.limits.values().find(twin).map(|held| held.id)
     }
 
-    fn fresh(&mut self, targets: Vec<Target>, name: String, asker: Asker, detached: bool) -> Held {
+    fn fresh(&mut self, targets: Vec<Target>, name: String, asker: Asker, request: &LimitRequest) -> Held {
+        let detached = request.detach;
         self.last_id += 1;
         let now = Instant::now();
         Held {
             id: LimitId(self.last_id),
             targets,
+            scope: request.scope,
             name,
             directions: PerDirection::default(),
             detached,

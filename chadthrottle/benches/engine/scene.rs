@@ -97,7 +97,14 @@ impl Engine {
     /// Brings one direction of a limit into force, or changes its rate.
     pub fn apply(&mut self, id: LimitId, direction: Direction, pid: u32, rate: u64) -> Result<Applied> {
         let rate = Rate::new(rate).ok_or_else(|| Error::failed("no such rate"))?;
-        self.backend(direction).apply(&Limit { id, direction, rate, targets: vec![Target::Pid(pid)] })
+        let limit = Limit {
+            id,
+            direction,
+            rate,
+            targets: vec![Target::Pid(pid)],
+            scope: chadthrottle::model::Scope::All,
+        };
+        self.backend(direction).apply(&limit)
     }
 
     /// Limits a process in both directions, to what it never reaches.

@@ -99,6 +99,7 @@ fn library(
 fn request(scene: &Scene, pid: u32) -> Request {
     Request::Limit(LimitRequest {
         targets: vec![Target::Pid(pid)],
+        scope: chadthrottle::model::Scope::All,
         wait: false,
         rates: rates(NO_REFUSAL),
         backends: PerDirection::default(),

@@ -93,6 +93,12 @@ pub trait Backend {
     /// without a gap.
     fn apply(&mut self, limit: &Limit) -> Result<Applied>;
 
+    /// Whether [`Backend::apply`] honours [`Limit::narrowing`]. Limits that are about some remote addresses or ports
+    /// only are not given to one that does not.
+    fn narrows(&self) -> bool {
+        false
+    }
+
     /// Ends a limit in this direction; unknown ids are no error.
     fn remove(&mut self, id: LimitId) -> Result<()>;
 

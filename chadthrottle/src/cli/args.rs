@@ -25,6 +25,9 @@ Targets:
   container:4f2a9c0d    in that container, by the beginning of its id, or its name
   user:alice            by the real user id
   These mean processes that start later, too, and go on when none is left.
+  remote:1.2.3.0/24     only traffic with these addresses; remote:[2001:db8::]/32
+  port:443              only traffic with this remote port, or these: port:8000-8100
+  Processes are joined by or, remote: and port: narrow what is held of them; alone they mean every process.
 
 Rates:
   500K, 1.5MB, 500KB/s    bytes a second (K, M, G, T: powers of 1000)
@@ -225,6 +228,8 @@ pub struct Limit {
     #[command(flatten)]
     pub rates: Rates,
     #[command(flatten)]
+    pub scope: Scope,
+    #[command(flatten)]
     pub duration: Duration,
     /// Also when nothing is there yet that a target means: a name that no process has, a unit that does not run
     #[arg(long)]
@@ -302,7 +307,8 @@ pub struct Explain {
 /// Which remote addresses.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct Scope {
-    /// Only traffic with these remote addresses: all, internet, local [default: all]
+    /// Only traffic with these remote addresses: all, internet, local (private, link-local, multicast …)
+    /// [default: all]
     #[arg(long, value_name = "SCOPE")]
     pub scope: Option<String>,
 }

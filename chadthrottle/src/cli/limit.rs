@@ -26,6 +26,7 @@ pub fn short_form(global: &Global, pid: &str, rates: &Rates, duration: &Duration
 pub fn limit(global: &Global, args: &Limit) -> Result<u8> {
     let mut request = resolve::request(global, &args.rates, resolve::targets(&args.targets)?)?;
     request.duration = resolve::duration(&args.duration)?;
+    request.scope = resolve::scope(&args.scope)?;
     request.detach = args.detach;
     request.wait = args.wait;
     hold(global, request)

@@ -20,6 +20,7 @@ const SHORTEST: f64 = 0.001;
 pub fn request(global: &Global, rates: &Rates, targets: Vec<Target>) -> Result<LimitRequest> {
     Ok(LimitRequest {
         targets,
+        scope: Scope::default(),
         wait: false,
         rates: self::rates(rates)?,
         backends: backends(global)?,

@@ -8,7 +8,7 @@ use super::{
 };
 use crate::{
     error::Result,
-    model::PerDirection,
+    model::{PerDirection, Scope},
     monitor::{live, recording::Replay},
     owner::protocol::LimitRequest,
     tui::{self, OpenFeed, glyphs, theme::ThemeName},
@@ -49,6 +49,7 @@ pub fn tui(global: &Global, screens: &Screens) -> Result<u8> {
 fn template(global: &Global) -> Result<LimitRequest> {
     Ok(LimitRequest {
         targets: Vec::new(),
+        scope: Scope::default(),
         wait: false,
         rates: PerDirection::default(),
         backends: resolve::backends(global)?,

@@ -6,7 +6,8 @@ use super::{ClientId, meter::Meter};
 use crate::{
     backend::{Applied, Checked},
     model::{
-        Counters, DirectionReport, Escape, Limit, LimitId, LimitReport, PerDirection, Rate, Rung, Target,
+        Counters, DirectionReport, Escape, Limit, LimitId, LimitReport, PerDirection, Rate, Rung, Scope,
+        Target,
     },
 };
 
@@ -49,6 +50,7 @@ impl Placed {
 pub(super) struct Held {
     pub id: LimitId,
     pub targets: Vec<Target>,
+    pub scope: Scope,
     pub name: String,
     pub directions: PerDirection<Option<Placed>>,
     pub detached: bool,
@@ -78,6 +80,7 @@ impl Held {
         LimitReport {
             id: self.id,
             targets: self.targets.clone(),
+            scope: self.scope,
             name: self.name.clone(),
             processes: placed().map(|placed| placed.processes).max().unwrap_or(0),
             sockets: placed().map(|placed| placed.sockets).max().unwrap_or(0),

@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     backend::{
-        Applied, Probe,
+        Applied, Backend, Probe,
         select::{self, Next},
     },
     error::{Error, Kind, Result},
@@ -87,7 +87,8 @@ impl Engine {
         let mut refused = Vec::new();
         for (direction, want) in wanted.iter() {
             let Want::Rate(rate, wish) = want else { continue };
-            let limit = Limit { id: held.id, direction, rate: *rate, targets: held.targets.clone() };
+            let (id, targets) = (held.id, held.targets.clone());
+            let limit = Limit { id, direction, rate: *rate, targets, scope: held.scope };
             let current = held.directions.get(direction).as_ref();
             let in_place = current.filter(|placed| wish.as_deref().is_none_or(|wish| wish == placed.backend));
             if let Some(placed) = in_place {
@@ -140,7 +141,8 @@ impl Engine {
                             if no_fallback { break } else { continue }
                         }
                     };
-                    match self.opened[opened].backend.apply(limit) {
+                    let backend = &mut self.opened[opened].backend;
+                    match narrows(&**backend, limit).and_then(|()| backend.apply(limit)) {
                         Ok(applied) => {
                             notices.extend(failures.iter().map(|(name, error)| {
                                 format!(
@@ -239,6 +241,14 @@ impl Engine {
             Undo::Remove(opened, id) => self.lift(opened, id),
         }
     }
+}
+
+/// Whether a backend can tell apart the packets that a limit is about.
+fn narrows(backend: &dyn Backend, limit: &Limit) -> Result<()> {
+    if backend.narrows() || limit.narrowing().is_everything() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::NoBackend, "it can't narrow a limit to some remote addresses or ports"))
 }
 
 /// Another backend would say the same.

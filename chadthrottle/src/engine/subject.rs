@@ -25,9 +25,8 @@ pub(super) fn look(targets: &[Target], wait: bool) -> Result<String> {
                     id.parse().map_err(|_| Error::new(Kind::Usage, format!("{target} names no user id")))?;
                 facts::user_name(id).unwrap_or_default()
             }
-            Target::Remote(_) | Target::Port(_) => {
-                return Err(Error::new(Kind::Usage, format!("limits can't be narrowed to {target} yet")));
-            }
+            // They are about the packets of the processes, or of all.
+            Target::Remote(_) | Target::Port(_) => continue,
             _ => {
                 let census = match &census {
                     Some(census) => census,
@@ -43,7 +42,11 @@ pub(super) fn look(targets: &[Target], wait: bool) -> Result<String> {
         };
         name.get_or_insert(own);
     }
-    name.ok_or_else(|| Error::new(Kind::Usage, "a limit needs a target"))
+    match name {
+        Some(name) => Ok(name),
+        None if targets.is_empty() => Err(Error::new(Kind::Usage, "a limit needs a target")),
+        None => Ok(String::new()),
+    }
 }
 
 /// A container is only known by the beginning of its id while it runs.

@@ -5,7 +5,7 @@ use std::{cell::RefCell, collections::BTreeMap, os::fd::RawFd, process::Command}
 use super::*;
 use crate::{
     backend::{Applied, Checked, Priority, Probe},
-    model::{Counters, EscapeKind, Limit},
+    model::{Counters, EscapeKind, Limit, Scope},
 };
 
 type Key = (&'static str, Direction, u64);
@@ -173,6 +173,7 @@ fn rates(upload: u64, download: u64) -> PerDirection<Option<Rate>> {
 fn request(upload: u64, download: u64) -> LimitRequest {
     LimitRequest {
         targets: vec![Target::Pid(std::process::id())],
+        scope: Scope::All,
         wait: false,
         rates: rates(upload, download),
         backends: PerDirection::default(),

@@ -2,8 +2,11 @@
 
 use std::{
     io,
+    net::SocketAddr,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
 };
+
+use nix::sys::socket::{SockaddrStorage, getpeername};
 
 use super::process::Process;
 use crate::error::{Context, Result};
@@ -35,6 +38,13 @@ fn option<T: Default>(socket: BorrowedFd<'_>, name: libc::c_int) -> io::Result<T
 pub fn is_tcp_flow(socket: BorrowedFd<'_>) -> bool {
     option::<libc::c_int>(socket, libc::SO_PROTOCOL).is_ok_and(|protocol| protocol == libc::IPPROTO_TCP)
         && option::<libc::c_int>(socket, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens == 0)
+}
+
+/// The address that it is connected to; `None`: it is not, or to none of IP.
+pub fn peer(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
+    let address = getpeername::<SockaddrStorage>(socket.as_raw_fd()).ok()?;
+    let v4 = address.as_sockaddr_in().map(|address| SocketAddr::from(*address));
+    v4.or_else(|| address.as_sockaddr_in6().map(|address| SocketAddr::from(*address)))
 }
 
 /// Whether it is an IPv6 socket.

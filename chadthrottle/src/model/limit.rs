@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, Rate, Target};
+use super::{Direction, Narrowing, Rate, Scope, Target};
 
 /// Names a limit among all on this host. Both directions of one limit have the same id.
 /// Never used twice by one owner.
@@ -28,4 +28,13 @@ pub struct Limit {
     pub rate: Rate,
     /// Whose traffic: any of these; all share the one rate.
     pub targets: Vec<Target>,
+    /// Of that, which remote addresses.
+    pub scope: Scope,
+}
+
+impl Limit {
+    /// Which packets of its processes it is about.
+    pub fn narrowing(&self) -> Narrowing {
+        Narrowing::new(self.scope, &self.targets)
+    }
 }

@@ -20,7 +20,7 @@ pub use filter::Filter;
 pub use group::{Grouping, Row, RowKey, SortBy};
 pub use limit::{Limit, LimitId};
 pub use rate::{MAX_RATE, MIN_RATE, Rate};
-pub use remote::{Narrowing, Remote, Scope, address};
+pub use remote::{Narrowing, Ports, Remote, Scope, address};
 pub use report::{Counters, DirectionReport, Escape, EscapeKind, LimitReport, Rung, RungKind, StatusReport};
 pub use snapshot::{
     Connection, Interface, Notice, Process, ProcessKey, ProcessKind, Protocol, Snapshot, Source, State,

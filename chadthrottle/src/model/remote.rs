@@ -6,7 +6,9 @@ use std::{
     str::FromStr,
 };
 
-use chadthrottle_common::remote::{Address, Prefix, is_local};
+use chadthrottle_common::remote::{
+    Address, INTERNET_ONLY, LISTED_ONLY, LOCAL_ONLY, MAX_REMOTES, PortRange, Prefix, Remotes, is_local,
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Target, text::quote};
@@ -102,6 +104,60 @@ impl FromStr for Remote {
     }
 }
 
+/// A remote port, or all from one to another. Written `443`, `8000-8100`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ports {
+    first: u16,
+    last: u16,
+}
+
+impl Ports {
+    /// Whether the port is one of them.
+    pub fn hold(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// As the kernel side has them.
+    pub fn range(self) -> PortRange {
+        PortRange { first: self.first, last: self.last }
+    }
+}
+
+impl fmt::Display for Ports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.first == self.last {
+            write!(f, "{}", self.first)
+        } else {
+            write!(f, "{}-{}", self.first, self.last)
+        }
+    }
+}
+
+impl FromStr for Ports {
+    type Err = String;
+
+    /// The error says why these are none.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let port = |text: &str| {
+            if text.is_empty() {
+                return Err("the port is missing".into());
+            }
+            let number = text.bytes().all(|byte| byte.is_ascii_digit());
+            match text.parse::<u16>() {
+                Ok(port @ 1..) if number => Ok(port),
+                _ if number => Err("ports go from 1 to 65535".into()),
+                _ => Err(format!("{} is no port number", quote(text))),
+            }
+        };
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let ports = Self { first: port(first)?, last: port(last)? };
+        if ports.last < ports.first {
+            return Err(format!("the range {} ends before it begins", quote(text)));
+        }
+        Ok(ports)
+    }
+}
+
 /// Which remote addresses a limit is about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -162,7 +218,7 @@ pub struct Narrowing {
     /// Which addresses; none: all.
     pub remotes: Vec<Remote>,
     /// Which remote ports; none: all.
-    pub ports: Vec<u16>,
+    pub ports: Vec<Ports>,
 }
 
 impl Narrowing {
@@ -172,7 +228,7 @@ impl Narrowing {
         for target in targets {
             match target {
                 Target::Remote(remote) => narrowing.remotes.push(*remote),
-                Target::Port(port) => narrowing.ports.push(*port),
+                Target::Port(ports) => narrowing.ports.push(*ports),
                 _ => {}
             }
         }
@@ -189,7 +245,41 @@ impl Narrowing {
         self.scope.holds(remote.ip())
             && (self.remotes.is_empty()
                 || self.remotes.iter().any(|range| range.prefix().holds(address(remote.ip()))))
-            && (self.ports.is_empty() || self.ports.contains(&remote.port()))
+            && (self.ports.is_empty() || self.ports.iter().any(|ports| ports.hold(remote.port())))
+    }
+
+    /// Whether all traffic of a socket that is connected to there belongs to the limit. Zeros: it is not connected.
+    pub fn covers(&self, remote: Address, port: u16) -> bool {
+        let ip = Ipv6Addr::from_bits(u128::from(remote.high) << 64 | u128::from(remote.low));
+        self.is_everything() || remote != Address::default() && self.holds(SocketAddr::new(ip.into(), port))
+    }
+
+    /// The bits in a limit's id that tell the kernel side of it.
+    pub fn bits(&self) -> u64 {
+        let scope = match self.scope {
+            Scope::All => 0,
+            Scope::Internet => INTERNET_ONLY,
+            Scope::Local => LOCAL_ONLY,
+        };
+        let listed = !self.remotes.is_empty() || !self.ports.is_empty();
+        scope | if listed { LISTED_ONLY } else { 0 }
+    }
+
+    /// The addresses and ports as the kernel side has them.
+    ///
+    /// # Errors
+    /// [`Kind::Usage`] when there are more than it has room for.
+    pub fn listed(&self) -> Result<Remotes> {
+        let prefixes: Vec<_> = self.remotes.iter().map(|remote| remote.prefix()).collect();
+        let ports: Vec<_> = self.ports.iter().map(|ports| ports.range()).collect();
+        Remotes::new(&prefixes, &ports).ok_or_else(|| {
+            Error::new(
+                Kind::Usage,
+                format!(
+                    "a limit takes at most {MAX_REMOTES} targets remote: and {MAX_REMOTES} targets port:"
+                ),
+            )
+        })
     }
 }
 
@@ -262,6 +352,11 @@ mod tests {
             let remote = text.parse().unwrap();
             assert_eq!((all.holds(remote), local.holds(remote)), (in_all, in_local), "{text}");
         }
+        let ranges = ["port:443".parse().unwrap(), "port:8000-8010".parse().unwrap()];
+        let ranges = Narrowing::new(Scope::All, &ranges);
+        for (port, held) in [(443, true), (7999, false), (8000, true), (8010, true), (8011, false)] {
+            assert_eq!(ranges.holds(SocketAddr::new([1, 2, 3, 4].into(), port)), held, "{port}");
+        }
         assert!(Narrowing::default().is_everything() && !local.is_everything());
         assert!(Narrowing::new(Scope::All, &targets[..1]).is_everything());
     }
@@ -274,6 +369,31 @@ mod tests {
             prop_assert!(remote.prefix().holds(address(ip)) || matches!(ip, IpAddr::V6(v6)
                 if length < 96 && v6.to_ipv4_mapped().is_some()));
             prop_assert_eq!(remote.to_string().parse(), Ok(remote));
+        }
+
+        #[test]
+        fn the_kernel_side_is_told_the_same(
+            ip in any::<IpAddr>(),
+            port in any::<u16>(),
+            other in any::<IpAddr>(),
+            length in 0u8..=32,
+            ports in any::<(u16, u16)>(),
+            parts in any::<(bool, bool, u8)>(),
+        ) {
+            let scope = [Scope::All, Scope::Internet, Scope::Local][usize::from(parts.2 % 3)];
+            let narrowing = Narrowing {
+                scope,
+                remotes: parts.0.then(|| Remote::new(other, length)).into_iter().collect(),
+                ports: parts.1.then(|| Ports { first: ports.0.min(ports.1), last: ports.0.max(ports.1) }).into_iter().collect(),
+            };
+            let far = address(ip);
+            let mut excluded = chadthrottle_common::remote::scope_excludes(narrowing.bits(), is_local(far));
+            if narrowing.bits() & LISTED_ONLY != 0 {
+                excluded |= narrowing.listed().unwrap().exclude(far, port);
+            }
+            prop_assert_eq!(narrowing.holds(SocketAddr::new(ip, port)), excluded == 0);
+            prop_assert!(far == Address::default() || narrowing.covers(far, port) == (excluded == 0));
+            prop_assert_eq!(narrowing.covers(Address::default(), port), narrowing.is_everything());
         }
 
         #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use super::{LimitId, PerDirection, Rate, Target};
+use super::{LimitId, PerDirection, Rate, Scope, Target};
 
 /// Counters of one direction since the limit was set. Bytes are IP bytes as on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -120,6 +120,9 @@ pub struct LimitReport {
     pub id: LimitId,
     /// Whose traffic.
     pub targets: Vec<Target>,
+    /// Of that, which remote addresses.
+    #[serde(default)]
+    pub scope: Scope,
     /// Name (comm) of the first target's process when the limit was set.
     pub name: String,
     /// Processes it holds now.
@@ -140,6 +143,17 @@ pub struct LimitReport {
     pub remaining: Option<f64>,
     /// The live check's findings, newest last, each kind once.
     pub escapes: Vec<Escape>,
+}
+
+impl LimitReport {
+    /// What it is on, as it is written on the command line: `name:steam port:443 --scope local`. Escaped.
+    pub fn subject(&self) -> String {
+        let mut words: Vec<_> = self.targets.iter().map(ToString::to_string).collect();
+        if self.scope != Scope::All {
+            words.push(format!("--scope {}", self.scope));
+        }
+        words.join(" ")
+    }
 }
 
 /// All limits of a host.

@@ -509,6 +509,7 @@ pub(crate) mod tests {
         LimitReport {
             id: LimitId(id),
             targets: vec![Target::Pid(1)],
+            scope: crate::model::Scope::All,
             name: String::new(),
             processes: 1,
             sockets: 1,

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     cgroups::is_container_id,
-    remote::Remote,
+    remote::{Ports, Remote},
     text::{escape, quote},
 };
 use crate::error::{Error, Kind, Result};
@@ -14,7 +14,7 @@ use crate::error::{Error, Kind, Result};
 /// The kinds, as a refusal shows them.
 pub const KINDS: &str = "pid:1234 (or just 1234), tree:1234, name:firefox, exe:/usr/bin/curl, cgroup:/path, \
                          unit:nginx.service, container:ID-prefix, user:alice, remote:1.2.3.0/24, \
-                         remote:[2001:db8::]/32, port:443";
+                         remote:[2001:db8::]/32, port:443, port:8000-8100";
 
 /// Longest file name, bytes (NAME_MAX of the kernel).
 const LONGEST_NAME: usize = 255;
@@ -65,8 +65,8 @@ pub enum Target {
     User(String),
     /// `remote:1.2.3.0/24`: traffic with these addresses only.
     Remote(Remote),
-    /// `port:443`: traffic with this remote port only (TCP, UDP).
-    Port(u16),
+    /// `port:443`, `port:8000-8100`: traffic with these remote ports only (TCP, UDP).
+    Port(Ports),
 }
 
 impl Target {
@@ -107,7 +107,7 @@ impl Target {
             Self::Container(id) => format!("container:{id}"),
             Self::User(name) => format!("user:{name}"),
             Self::Remote(remote) => format!("remote:{remote}"),
-            Self::Port(port) => format!("port:{port}"),
+            Self::Port(ports) => format!("port:{ports}"),
         }
     }
 }
@@ -146,7 +146,7 @@ impl FromStr for Target {
             "container" => name(value, "the container's id").map(Self::Container),
             "user" => name(value, "the user's name").map(Self::User),
             "remote" => value.parse().map(Self::Remote),
-            "port" => port(value).map(Self::Port),
+            "port" => value.parse().map(Self::Port),
             _ => Err(format!("unknown kind {}", quote(kind))),
         };
         made.or_else(refuse)
@@ -228,18 +228,6 @@ fn unit(name: String) -> String {
     if typed || name.len() + UNIT_TYPES[0].len() > LONGEST_NAME { name } else { name + UNIT_TYPES[0] }
 }
 
-fn port(text: &str) -> Result<u16, String> {
-    if text.is_empty() {
-        return Err("the port is missing".into());
-    }
-    let number = text.bytes().all(|byte| byte.is_ascii_digit());
-    match text.parse::<u16>() {
-        Ok(port @ 1..) if number => Ok(port),
-        _ if number => Err("ports go from 1 to 65535".into()),
-        _ => Err(format!("{} is no port number", quote(text))),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -270,7 +258,9 @@ mod tests {
             ("container:4f2a", Target::Container("4f2a".into())),
             ("user:alice", Target::User("alice".into())),
             ("user:1000", Target::User("1000".into())),
-            ("port:443", Target::Port(443)),
+            ("port:443", Target::Port("443".parse().unwrap())),
+            ("port:80-80", Target::Port("80".parse().unwrap())),
+            ("port:8000-8100", Target::Port("8000-8100".parse().unwrap())),
         ] {
             assert_eq!(target(text), expected, "{text}");
         }
@@ -319,6 +309,11 @@ mod tests {
             ("port:65536", "1 to 65535"),
             ("port:https", "no port number"),
             ("port:+80", "no port number"),
+            ("port:80-", "port is missing"),
+            ("port:-80", "port is missing"),
+            ("port:80-70", "ends before it begins"),
+            ("port:1-2-3", "no port number"),
+            ("port:0-5", "1 to 65535"),
             ("remote:", "address is missing"),
             ("remote:example.org", "no IP address"),
         ] {

@@ -8,10 +8,9 @@ use crate::model::{DirectionReport, LimitReport, Rung, StatusReport};
 
 /// `pid:1234 (curl)`.
 pub fn subject(limit: &LimitReport) -> String {
-    let targets: Vec<_> = limit.targets.iter().map(ToString::to_string).collect();
     match limit.name.as_str() {
-        "" => targets.join(" "),
-        name => format!("{} ({})", targets.join(" "), escape(name)),
+        "" => limit.subject(),
+        name => format!("{} ({})", limit.subject(), escape(name)),
     }
 }
 
@@ -59,11 +58,10 @@ pub fn status(report: &StatusReport) -> String {
     ]);
     let (mut notes, mut escapes) = (String::new(), String::new());
     for limit in &report.limits {
-        let targets: Vec<_> = limit.targets.iter().map(ToString::to_string).collect();
         for (direction, held) in limit.directions.iter() {
             let Some(held) = held else { continue };
             table.row(vec![
-                targets.join(" "),
+                limit.subject(),
                 escape(&limit.name),
                 direction.to_string(),
                 held.rate.to_string(),
@@ -115,8 +113,8 @@ fn rungs(held: &DirectionReport) -> String {
 mod tests {
     use super::*;
     use crate::model::{
-        Counters, DirectionReport, Escape, EscapeKind, LimitId, PerDirection, Rate, RungKind, StatusReport,
-        Target,
+        Counters, DirectionReport, Escape, EscapeKind, LimitId, PerDirection, Rate, RungKind, Scope,
+        StatusReport, Target,
     };
 
     fn limit() -> LimitReport {
@@ -130,6 +128,7 @@ mod tests {
         LimitReport {
             id: LimitId(1),
             targets: vec![Target::Pid(1234)],
+            scope: Scope::All,
             name: "cu\x1brl".into(),
             processes: 1,
             sockets: 3,

@@ -7,17 +7,22 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::Site,
     error::Error,
-    model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate, Snapshot, StatusReport, Target},
+    model::{
+        Direction, Escape, LimitId, LimitReport, PerDirection, Rate, Scope, Snapshot, StatusReport, Target,
+    },
 };
 
 /// Changes when either side would misunderstand the other; a client of another version is told so.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Asks for a limit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LimitRequest {
     /// Whose traffic, in the client's PID namespace; any of these, sharing the rates.
     pub targets: Vec<Target>,
+    /// Of that, which remote addresses.
+    #[serde(default)]
+    pub scope: Scope,
     /// Set it also when nothing is there yet that a target means.
     #[serde(default)]
     pub wait: bool,
@@ -31,7 +36,7 @@ pub struct LimitRequest {
     pub partial: bool,
     /// Seconds after which it ends by itself.
     pub duration: Option<f64>,
-    /// Stays when the client goes. A detached limit that has the very same targets is changed instead.
+    /// Stays when the client goes. A detached limit that has the very same targets and scope is changed instead.
     pub detach: bool,
     /// Where the client wants the backends to work; an owner at work elsewhere refuses.
     pub site: Site,
@@ -184,6 +189,7 @@ mod tests {
     fn requests() {
         let limit = LimitRequest {
             targets: vec![Target::Pid(i32::MAX as u32), Target::Tree(1)],
+            scope: Scope::Local,
             wait: true,
             rates: PerDirection { upload: Rate::new(1_000), download: None },
             backends: PerDirection { upload: None, download: Some("a \"name\"\n".into()) },
@@ -226,6 +232,7 @@ mod tests {
         let limit = LimitReport {
             id: LimitId(1 << 63),
             targets: vec![Target::Pid(1)],
+            scope: Scope::Internet,
             name: "tmux: server (é)".into(),
             processes: 1,
             sockets: 2,

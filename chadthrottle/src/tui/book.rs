@@ -108,7 +108,7 @@ impl Book {
 
     fn request_again(&self, report: &LimitReport) -> LimitRequest {
         let request = self.request(report.targets.clone(), rates_of(report), report.remaining);
-        LimitRequest { detach: report.detached, ..request }
+        LimitRequest { detach: report.detached, scope: report.scope, ..request }
     }
 
     /// Orders a limit.

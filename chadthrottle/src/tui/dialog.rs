@@ -100,8 +100,7 @@ impl LimitDialog {
         if let Some(report) = &changes {
             let same = choices.iter().position(|choice| is_same(&choice.targets, &report.targets));
             chosen = same.unwrap_or_else(|| {
-                let names: Vec<_> = report.targets.iter().map(ToString::to_string).collect();
-                choices.insert(0, Choice { label: names.join(" "), targets: report.targets.clone() });
+                choices.insert(0, Choice { label: report.subject(), targets: report.targets.clone() });
                 0
             });
         }

@@ -202,6 +202,7 @@ fn report(request: &LimitRequest, name: &str) -> LimitReport {
     LimitReport {
         id: LimitId(1),
         targets: request.targets.clone(),
+        scope: request.scope,
         name: name.into(),
         processes: 1,
         sockets: 3,

@@ -166,6 +166,7 @@ pub fn send(pid: u32, signal: Signal) {
 pub fn request(pid: u32) -> LimitRequest {
     LimitRequest {
         targets: vec![Target::Pid(pid)],
+        scope: chadthrottle::model::Scope::All,
         wait: false,
         rates: PerDirection { upload: Rate::new(1_000_000), download: Rate::new(2_000_000) },
         backends: PerDirection::default(),

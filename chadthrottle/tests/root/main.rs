@@ -20,6 +20,7 @@ mod moving;
 mod places;
 mod raw;
 mod rights;
+mod scopes;
 mod sharing;
 mod support;
 mod targets;
@@ -47,6 +48,7 @@ fn main() -> std::process::ExitCode {
         many::trials(),
         monitor::trials(),
         targets::trials(),
+        scopes::trials(),
         backends::trials(),
         moving::trials(),
     ];

@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs, time::Duration};
 
 use chadthrottle::{
     backend::Site,
-    model::{LimitReport, PerDirection, Rate, Target},
+    model::{LimitReport, PerDirection, Rate, Scope, Target},
     owner::{
         client::Client,
         protocol::{LimitRequest, Reply, Request},
@@ -49,6 +49,7 @@ fn request(scene: &Scene, pid: u32, rate: u64) -> Result<Request> {
     let rate = Rate::new(rate).ok_or_else(|| Error::failed("no rate"))?;
     Ok(Request::Limit(LimitRequest {
         targets: vec![Target::Pid(pid)],
+        scope: Scope::All,
         wait: false,
         rates: PerDirection { upload: Some(rate), download: Some(rate) },
         backends: PerDirection::default(),

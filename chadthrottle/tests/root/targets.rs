@@ -57,14 +57,14 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// A program that does traffic under another name.
-struct Kin {
+pub struct Kin {
     folder: TempDir,
     program: PathBuf,
 }
 
 impl Kin {
     /// A copy of the program.
-    fn copy(name: &str) -> Result<Self> {
+    pub fn copy(name: &str) -> Result<Self> {
         let folder = folder()?;
         let program = folder.path().join(name);
         copy(&program)?;
@@ -82,7 +82,7 @@ impl Kin {
         Ok(Self { folder, program: script })
     }
 
-    fn start(&self, scene: &Scene, home: Option<&Cgroup>, commands: &[String]) -> Result<Traffic> {
+    pub fn start(&self, scene: &Scene, home: Option<&Cgroup>, commands: &[String]) -> Result<Traffic> {
         let home = home.unwrap_or(scene.cgroup());
         let place = Place { namespace: Some(&scene.lab.client), cgroup: Some(home) };
         Traffic::spawn(&self.program, "a target", place, commands)

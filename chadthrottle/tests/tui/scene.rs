@@ -430,6 +430,7 @@ impl Held {
         LimitReport {
             id: LimitId(self.id),
             targets: vec![self.target.clone()],
+            scope: chadthrottle::model::Scope::All,
             name: actor.as_ref().map_or("gone", |actor| actor.name).into(),
             processes: 1,
             sockets: actor.map_or(0, |actor| actor.remotes.len() as u32),

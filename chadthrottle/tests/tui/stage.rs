@@ -31,6 +31,7 @@ pub const SIZES: [(u16, u16); 4] = [(60, 15), (80, 24), (120, 40), (200, 60)];
 pub fn template() -> LimitRequest {
     LimitRequest {
         targets: Vec::new(),
+        scope: chadthrottle::model::Scope::All,
         wait: false,
         rates: PerDirection::default(),
         backends: PerDirection::default(),
@@ -147,6 +148,7 @@ impl Stage {
         let report = LimitReport {
             id: LimitId(self.last_id),
             targets: request.targets,
+            scope: request.scope,
             name: "curl".into(),
             processes: 1,
             sockets: 1,

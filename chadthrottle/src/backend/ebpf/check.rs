@@ -197,7 +197,7 @@ impl Holder {
         let look = self.look()?;
         let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
         let first = look.members.get(&key).and_then(|pids| pids.first()).copied();
-        let records = look.records(key);
+        let mut records = look.records(key);
         let passed = look.passed.get(&key).copied().unwrap_or_default();
         let at = look.at;
         let mut escapes =
@@ -220,8 +220,11 @@ impl Holder {
                 vec![Rung { device: None, kind: RungKind::PacingBucket, reason: late.cloned() }]
             }
         };
-        let now = Seen { at, passed, sockets: records };
+        let sockets = records.len() as u32;
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
+        // Of the others it is not known how much of what they moved the limit is about.
+        records.retain(|_, record| held.narrowing.covers(record.remote, record.remote_port as u16));
+        let now = Seen { at, passed, sockets: records };
         if let Some(before) = held.seen.as_ref().filter(|before| before.at != at) {
             let moved = moved(&before.sockets, &now.sockets, direction);
             let passed = now.passed[direction.index()].saturating_sub(before.passed[direction.index()]);
@@ -237,7 +240,6 @@ impl Holder {
                 });
             }
         }
-        let sockets = now.sockets.len() as u32;
         // Both directions compare with the same earlier look: whoever checks last replaces it.
         let last = Direction::ALL.into_iter().rfind(|each| held.rates.get(*each).is_some());
         if last == Some(direction) {

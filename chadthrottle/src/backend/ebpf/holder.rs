@@ -15,6 +15,7 @@ use chadthrottle_common::{
         TokenBucket,
     },
     pacing,
+    remote::{LISTED_ONLY, Remotes},
     rules::PROCESS_OVERFULL,
 };
 
@@ -31,13 +32,14 @@ use crate::{
         bpf::{self, Events, Loaded, counters::Taps},
         cgroup, clock, fault, process,
     },
-    model::{Counters, Direction, Escape, Limit, LimitId, PerDirection, Target},
+    model::{Counters, Direction, Escape, Limit, LimitId, Narrowing, PerDirection, Target},
 };
 
 const CONFIGS: &str = "CGROUP_CONFIGS";
 const BUCKETS: &str = "CGROUP_BUCKETS";
 pub(super) const STATS: &str = "CGROUP_STATS";
 const FLOWS: &str = "CGROUP_FLOWS";
+const REMOTES: &str = "REMOTES";
 
 /// How long the programs go on holding without a word from the owner.
 const LEASE: Duration = Duration::from_secs(3);
@@ -74,6 +76,8 @@ pub(super) struct Held {
     pub key: u64,
     pub rates: PerDirection<Option<u64>>,
     pub targets: Vec<Target>,
+    /// Which packets of their processes it is about.
+    pub narrowing: Narrowing,
     /// When its processes were entered, and what that found.
     brought_in: Option<(Instant, Applied)>,
     /// What the last check saw.
@@ -97,7 +101,7 @@ pub(super) struct Holder {
     site: Site,
     /// Where the programs are attached.
     pub cgroup: PathBuf,
-    cgroup_id: u64,
+    pub cgroup_id: u64,
     /// Root of the cgroup2 mount.
     pub mount: PathBuf,
     /// Zero of every bucket's virtual time.
@@ -186,7 +190,8 @@ impl Holder {
         let first = !self.held.contains_key(&limit.id);
         if first {
             let held = Held {
-                key: NARROW | limit.id.0,
+                key: NARROW | limit.narrowing().bits() | limit.id.0,
+                narrowing: limit.narrowing(),
                 rates: PerDirection::default(),
                 targets: limit.targets.clone(),
                 brought_in: None,
@@ -197,7 +202,7 @@ impl Holder {
                 lapsed: false,
                 lost: self.lost()?,
             };
-            self.make_elements(held.key)?;
+            self.make_elements(held.key, &held.narrowing)?;
             self.held.insert(limit.id, held);
         }
         let done = self.set(limit, rate, first);
@@ -231,8 +236,8 @@ impl Holder {
         Ok(applied)
     }
 
-    /// Empty elements in the three maps; no program looks at them before a process is entered.
-    fn make_elements(&mut self, key: u64) -> Result<()> {
+    /// Empty elements in the maps; no program looks at them before a process is entered.
+    fn make_elements(&mut self, key: u64, narrowing: &Narrowing) -> Result<()> {
         self.purge_retired();
         let unlimited = TokenBucket::empty(0, 0, self.epoch_ns, clock::monotonic_ns());
         let failed = |what: &str| {
@@ -251,6 +256,10 @@ impl Holder {
             .hash::<u64, ActiveFlows>(FLOWS)?
             .insert(key, ActiveFlows::default(), 0)
             .map_err(failed(FLOWS))?;
+        if key & LISTED_ONLY != 0 {
+            let remotes = narrowing.listed()?;
+            self.loaded.hash::<u64, Remotes>(REMOTES)?.insert(key, remotes, 0).map_err(failed(REMOTES))?;
+        }
         let config = CgroupThrottleConfig { cgroup_id: key, ..CgroupThrottleConfig::default() };
         self.loaded
             .hash::<u64, [CgroupThrottleConfig; 2]>(CONFIGS)?
@@ -273,9 +282,12 @@ impl Holder {
             ..CgroupThrottleConfig::default()
         };
         if direction == Direction::Download && rate != 0 {
-            let records = self.walk_those(&self.processes_of(id)?)?;
+            let mut records = self.walk_those(&self.processes_of(id)?)?;
             let class_id = self.queue.set(key, rate);
             self.queue.see(&mut self.loaded, &records);
+            if let Some(held) = self.held.get(&id) {
+                records.retain(|record| held.narrowing.covers(record.remote, record.remote_port as u16));
+            }
             config.queue_us = QUEUE_US;
             if lower && records.iter().any(|record| self.queue.is_equipped(record)) {
                 // First the senders learn how little they may send, then it is held: or all that they were
@@ -543,6 +555,7 @@ impl Holder {
             let _ = self.loaded.hash::<u64, [TokenBucket; 2]>(BUCKETS).map(|mut map| map.remove(&key));
             let _ = self.loaded.hash::<u64, [ThrottleStats; 2]>(STATS).map(|mut map| map.remove(&key));
             let _ = self.loaded.hash::<u64, ActiveFlows>(FLOWS).map(|mut map| map.remove(&key));
+            let _ = self.loaded.hash::<u64, Remotes>(REMOTES).map(|mut map| map.remove(&key));
         }
     }
 

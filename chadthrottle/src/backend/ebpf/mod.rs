@@ -122,6 +122,9 @@ macro_rules! forward {
             fn apply(&mut self, limit: &Limit) -> Result<Applied> {
                 self.0.holder.borrow_mut().apply(limit)
             }
+            fn narrows(&self) -> bool {
+                true
+            }
             fn remove(&mut self, id: LimitId) -> Result<()> {
                 self.0.holder.borrow_mut().remove(id, self.0.direction)
             }

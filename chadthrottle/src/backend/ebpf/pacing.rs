@@ -18,11 +18,12 @@ use crate::{
     error::{Context, Result},
     kernel::{
         bpf::{FlowMap, sys},
+        cgroup,
         matching::Census,
         process::{self, Process},
         sockets,
     },
-    model::{Direction, LimitId, Target},
+    model::{Direction, LimitId, Narrowing, Target},
 };
 
 const IPPROTO_TCP: u32 = 6;
@@ -48,17 +49,22 @@ impl Holder {
             self.look()?;
         }
         let Some(look) = &mut self.look else { return Ok(None) };
-        let mut wanted = HashMap::<u32, u64>::new();
-        for (key, pids) in &look.members {
-            let Some(level) = levels.get(key).filter(|level| **level != 0) else { continue };
-            for pid in pids {
-                wanted.entry(*pid).and_modify(|lowest| *lowest = (*lowest).min(*level)).or_insert(*level);
+        let mut wanted = HashMap::<u32, Vec<(u64, &Narrowing)>>::new();
+        for held in self.held.values() {
+            let Some(level) = levels.get(&held.key).filter(|level| **level != 0) else { continue };
+            for pid in look.members.get(&held.key).into_iter().flatten() {
+                wanted.entry(*pid).or_default().push((*level, &held.narrowing));
             }
         }
         let mut due = Vec::new();
         let mut any = false;
-        for (pid, level) in wanted {
+        for (pid, limits) in wanted {
             for record in look.sockets_of_process(pid).iter_mut().filter(|record| is_ours_to_pace(record)) {
+                let covers =
+                    |narrowing: &Narrowing| narrowing.covers(record.remote, record.remote_port as u16);
+                let levels =
+                    limits.iter().filter(|(_, narrowing)| covers(narrowing)).map(|(level, _)| *level);
+                let Some(level) = levels.min() else { continue };
                 any = true;
                 if differs(record.level, level) {
                     record.level = level;
@@ -83,9 +89,29 @@ impl Holder {
     /// Descriptors that are sockets, of the processes that are to be under a limit. Read from /proc: they are
     /// not in the map yet, so the walk would not list them.
     fn coming(&self, key: u64) -> Vec<(u32, u32)> {
-        let targets = self.held.values().find(|held| held.key == key).map_or(&[][..], |held| &held.targets);
+        let Some(held) = self.held.values().find(|held| held.key == key) else { return Vec::new() };
         let sockets_of = |pid| process::sockets(Path::new("/proc"), pid).into_iter().map(move |fd| (pid, fd));
-        targeted(targets).into_iter().flat_map(sockets_of).collect()
+        let mut sockets: Vec<_> = self.targeted(&held.targets).into_iter().flat_map(sockets_of).collect();
+        if !held.narrowing.is_everything() {
+            sockets.retain(|(pid, fd)| {
+                let peer = Process::open(*pid)
+                    .and_then(|process| sockets::borrow(&process, *fd))
+                    .ok()
+                    .and_then(|socket| sockets::peer(socket.as_fd()));
+                peer.is_some_and(|peer| held.narrowing.holds(peer))
+            });
+        }
+        sockets
+    }
+
+    /// The processes that targets name, with their descendants where those are meant. None whose packets the programs
+    /// do not see.
+    fn targeted(&self, targets: &[Target]) -> Vec<u32> {
+        let mut pids = targeted(targets);
+        if self.cgroup != self.mount {
+            pids.retain(|pid| cgroup::is_below(&self.mount, self.cgroup_id, *pid).unwrap_or(false));
+        }
+        pids
     }
 
     /// How many flows a new limit will hold, at a guess.
@@ -136,7 +162,7 @@ impl Holder {
             Some(look) => look.members.get(&held.key).into_iter().flatten().copied().collect(),
             None => members::census(&self.loaded)?.remove(&held.key).into_iter().flatten().collect(),
         };
-        pids.extend(targeted(&held.targets));
+        pids.extend(self.targeted(&held.targets));
         Ok(pids)
     }
 
@@ -167,7 +193,6 @@ impl Holder {
     }
 }
 
-/// The processes that targets name, with their descendants where those are meant.
 fn targeted(targets: &[Target]) -> Vec<u32> {
     let mut pids = Vec::new();
     for target in targets {

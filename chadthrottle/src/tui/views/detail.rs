@@ -145,8 +145,7 @@ fn limits(view: &View, frame: &mut Frame, area: Rect, members: &[&Process]) {
     let theme = view.theme;
     let mut lines = Vec::new();
     for limit in held(view, members) {
-        let targets: Vec<_> = limit.targets.iter().map(ToString::to_string).collect();
-        let mut line = Line::from(Span::styled(format!(" ⚡ {}", targets.join(" ")), theme.limit));
+        let mut line = Line::from(Span::styled(format!(" ⚡ {}", limit.subject()), theme.limit));
         for (name, direction) in [("↓", Direction::Download), ("↑", Direction::Upload)] {
             let Some(held) = limit.directions.get(direction) else { continue };
             let measured =
