@@ -4,17 +4,20 @@
 //! is worded and escaped in one way, wherever it comes from.
 
 use std::{
-    ffi::OsString,
+    ffi::{OsStr, OsString},
     io::{self, IsTerminal},
     os::fd::RawFd,
     path::{Path, PathBuf},
 };
 
 use clap::{Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCompleter;
 
-use crate::tui::theme::ThemeName;
+use super::completions::{self, Shell};
+use crate::{model::Direction, tui::theme::ThemeName};
 
-const AFTER_HELP: &str = "\
+/// Blocks with a title each; the manual page takes them apart.
+pub const AFTER_HELP: &str = "\
 Targets:
   pid:1234              the process and the children it forks from now on (a bare number is a pid)
   tree:1234             also the descendants it already has
@@ -127,9 +130,11 @@ pub struct Duration {
 pub struct Global {
     /// Limit upload with this backend or fail
     #[arg(long, global = true, value_name = "NAME")]
+    #[arg(add = ArgValueCompleter::new(|word: &OsStr| completions::backends(Direction::Upload, word)))]
     pub upload_backend: Option<String>,
     /// Limit download with this backend or fail
     #[arg(long, global = true, value_name = "NAME")]
+    #[arg(add = ArgValueCompleter::new(|word: &OsStr| completions::backends(Direction::Download, word)))]
     pub download_backend: Option<String>,
     /// When the best backend fails, fail too instead of taking the next
     #[arg(long, global = true)]
@@ -198,6 +203,14 @@ pub enum Command {
     Doctor(Json),
     /// Prove on this machine, between two private network namespaces, that limits hold
     Selftest(Json),
+    /// Print the script by which a shell completes these words, with what runs at the moment
+    ///
+    /// For bash, in ~/.bashrc: source <(chadthrottle completions bash). For zsh, in ~/.zshrc, after compinit:
+    /// source <(chadthrottle completions zsh). For fish, in ~/.config/fish/config.fish:
+    /// chadthrottle completions fish | source
+    Completions(Completions),
+    /// Print the manual page: chadthrottle man | man -l -
+    Man,
     /// The process that holds the limits; started when needed
     #[command(hide = true)]
     Owner(Owner),
@@ -224,6 +237,7 @@ pub struct Run {
 pub struct Limit {
     /// Whose traffic: pid:1234, name:firefox, unit:nginx.service …
     #[arg(required = true, value_name = "TARGET", allow_negative_numbers = true)]
+    #[arg(add = ArgValueCompleter::new(completions::targets))]
     pub targets: Vec<String>,
     #[command(flatten)]
     pub rates: Rates,
@@ -288,6 +302,7 @@ pub struct Monitor {
 pub struct Clear {
     /// Only the limits on these; without: all
     #[arg(value_name = "TARGET", allow_negative_numbers = true)]
+    #[arg(add = ArgValueCompleter::new(completions::targets))]
     pub targets: Vec<String>,
 }
 
@@ -296,6 +311,7 @@ pub struct Clear {
 pub struct Explain {
     /// What is to be explained: name:firefox, unit:nginx.service …
     #[arg(required = true, value_name = "TARGET", allow_negative_numbers = true)]
+    #[arg(add = ArgValueCompleter::new(completions::targets))]
     pub targets: Vec<String>,
     #[command(flatten)]
     pub scope: Scope,
@@ -309,7 +325,7 @@ pub struct Explain {
 pub struct Scope {
     /// Only traffic with these remote addresses: all, internet, local (private, link-local, multicast …)
     /// [default: all]
-    #[arg(long, value_name = "SCOPE")]
+    #[arg(long, value_name = "SCOPE", add = ArgValueCompleter::new(completions::scopes))]
     pub scope: Option<String>,
 }
 
@@ -319,6 +335,14 @@ pub struct Json {
     /// As JSON
     #[arg(long)]
     pub json: bool,
+}
+
+/// Arguments of `completions`.
+#[derive(Debug, clap::Args)]
+pub struct Completions {
+    /// The shell
+    #[arg(value_enum)]
+    pub shell: Shell,
 }
 
 /// Arguments of `owner`.

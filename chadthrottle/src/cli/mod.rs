@@ -16,9 +16,11 @@ use crate::{
 mod args;
 pub(crate) mod backends;
 mod clear;
+mod completions;
 mod explain;
 pub(crate) mod hint;
 mod limit;
+mod man;
 mod monitor;
 pub(crate) mod resolve;
 mod run;
@@ -32,6 +34,14 @@ use args::{Args, Color, Command, Global, Json};
 /// The whole program: reads the arguments, does what they say, returns the exit code.
 pub fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
+    match completions::answer(&words) {
+        Ok(false) => {}
+        Ok(true) => return ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error, None);
+            return ExitCode::from(error.kind.exit_code());
+        }
+    }
     // The parser's own help and errors are coloured too, so this comes before it.
     if let Some(color) = color_asked_for(&words) {
         color.write_global();
@@ -104,6 +114,8 @@ fn execute(args: Args) -> Result<u8> {
         Command::Explain(args) => explain::explain(&global, &args),
         Command::Doctor(args) => backends::doctor(&global, &args),
         Command::Selftest(args) => selftest(&global, &args),
+        Command::Completions(args) => completions::script(args.shell).map(|()| 0),
+        Command::Man => man::man().map(|()| 0),
         Command::Owner(args) => {
             owner::server::main(global.runtime_dir(), &resolve::site(&global)?, args.ready_fd).map(|()| 0)
         }

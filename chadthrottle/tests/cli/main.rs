@@ -10,6 +10,7 @@ use std::{
 };
 
 mod arguments;
+mod completions;
 mod explain;
 mod fake;
 mod limit;
