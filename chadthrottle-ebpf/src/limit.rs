@@ -385,11 +385,11 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
             }
             return None;
         }
-        let mut narrowed = [0; MAX_NESTED];
         let (mut one, mut single) = (tag.limits[0], tag.limits[1] == 0);
         let selective = if single { one & SELECTIVE != 0 } else { are_selective(&tag.limits) };
+        let mut narrowed = [0; MAX_NESTED];
         if selective {
-            narrowed = remote::narrowed(ctx, direction, tag, socket)?;
+            narrowed = remote::narrowed(ctx, direction, tag, socket);
             // What is not about this packet is zero.
             one = narrowed[0] | narrowed[1] | narrowed[2] | narrowed[3];
             single = narrowed.iter().map(|id| *id >> 63).sum::<u64>() < 2;
@@ -402,11 +402,7 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
             tell_device(ctx, tag);
         }
         let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx), priority };
-        let passes = if single {
-            packet.pass_one::<CAS>(one)
-        } else {
-            packet.pass_all::<CAS>(if selective { &narrowed } else { &tag.limits })
-        };
+        let passes = if single { packet.pass_one::<CAS>(one) } else { packet.pass_all::<CAS>(if selective { &narrowed } else { &tag.limits }) };
         if !passes {
             take_back(socket, direction, packet.wire.bytes);
         }

@@ -3,11 +3,16 @@
 //!
 //! Decided with each packet, for whatever is not connected sends and receives anywhere. A TCP connection is asked once.
 
-use core::ffi::c_void;
+use core::{ffi::c_void, ptr};
 
-use aya_ebpf::{bindings::bpf_sock, macros::map, maps::HashMap, programs::SkBuffContext};
+use aya_ebpf::{
+    bindings::{__sk_buff, bpf_sock},
+    macros::map,
+    maps::HashMap,
+    programs::{SkBuffContext, sk_buff::SkBuff},
+};
 use chadthrottle_common::{
-    abi::{APPLIES_KNOWN, MAX_LIMITS, MAX_NESTED, Tag},
+    abi::{APPLIES_KNOWN, DOWNLOAD, MAX_LIMITS, MAX_NESTED, Tag, UPLOAD},
     remote::{Address, LISTED_ONLY, Remotes, SELECTIVE, is_local, scope_excludes},
 };
 
@@ -79,34 +84,34 @@ pub fn are_selective(limits: &Limits) -> bool {
     bits & SELECTIVE != 0
 }
 
-/// 1 when the far ends that a limit names are all others, else 0. Where nothing is known, the answer is no constant to
-/// the verifier either: it would follow each combination of constants to the end of the program.
+/// 1 when a limit is about traffic with a far end, else 0.
 ///
-/// A function of its own, for all of it together would not find room on the stack. Global and of plain numbers, so that
-/// the verifier looks at it once.
+/// A function of its own, global and of plain numbers: the verifier looks at it once, and takes nothing for known of what
+/// it answers. In place it would follow each combination of answers to the end of the program, and there would be no
+/// room on the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn listed_excludes(id: u64, high: u64, low: u64, port: u64) -> u64 {
-    // SAFETY: an entry is freed a second after its limit ended.
-    match unsafe { REMOTES.get(id) } {
-        Some(remotes) => remotes.exclude(Address { high, low }, port as u16),
-        // The limit is over. The top bit of an id is set.
-        None => id >> 63,
+extern "C" fn limit_applies(id: u64, high: u64, low: u64, port: u64) -> u64 {
+    let address = Address { high, low };
+    let mut excluded = scope_excludes(id, is_local(address));
+    if id & LISTED_ONLY != 0 {
+        // SAFETY: an entry is freed a second after its limit ended.
+        excluded |= match unsafe { REMOTES.get(id) } {
+            Some(remotes) => remotes.exclude(address, port as u16),
+            // The limit is over.
+            None => 1,
+        };
     }
+    excluded ^ 1
 }
 
 /// Bit by bit, which limits are about traffic with that far end.
 #[inline(always)]
 fn which(limits: &Limits, far_end: &FarEnd) -> u64 {
-    let local = is_local(far_end.address);
+    let FarEnd { address: Address { high, low }, port } = *far_end;
     let mut bits = 0;
     for (slot, id) in limits.iter().enumerate() {
-        let mut excluded = scope_excludes(*id, local);
-        if *id & LISTED_ONLY != 0 {
-            let FarEnd { address: Address { high, low }, port } = *far_end;
-            excluded |= listed_excludes(*id, high, low, port.into());
-        }
-        bits |= (excluded ^ 1) << slot;
+        bits |= limit_applies(*id, high, low, port.into()) << slot;
     }
     bits
 }
@@ -116,7 +121,14 @@ fn which(limits: &Limits, far_end: &FarEnd) -> u64 {
 fn only(limits: &Limits, bits: u64) -> Limits {
     let mut some = [0; MAX_NESTED];
     for (slot, (id, some)) in limits.iter().zip(&mut some).enumerate() {
-        *some = *id & (bits >> slot & 1).wrapping_neg();
+        let id = *id & (bits >> slot & 1).wrapping_neg();
+        let halves: *mut u32 = ptr::from_mut(some).cast();
+        // SAFETY: a number's two halves. Of one that is put together the verifier knows nothing; else it would remember
+        // which of them it has found to be zero, and follow each combination.
+        unsafe {
+            ptr::write_volatile(halves, id as u32);
+            ptr::write_volatile(halves.add(1), (id >> 32) as u32);
+        }
     }
     some
 }
@@ -125,6 +137,20 @@ fn only(limits: &Limits, bits: u64) -> Limits {
 #[inline(always)]
 pub fn narrow(limits: &Limits, far_end: &FarEnd) -> Limits {
     only(limits, which(limits, far_end))
+}
+
+/// [`which`] for a packet that is sent. No limit, when it can't be read.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn limits_of_sent(skb: *mut __sk_buff, a: u64, b: u64, c: u64, d: u64) -> u64 {
+    packet::far_end(&SkBuffContext { skb: SkBuff { skb } }, UPLOAD).map_or(0, |far_end| which(&[a, b, c, d], &far_end))
+}
+
+/// The same for one that is received.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn limits_of_received(skb: *mut __sk_buff, a: u64, b: u64, c: u64, d: u64) -> u64 {
+    packet::far_end(&SkBuffContext { skb: SkBuff { skb } }, DOWNLOAD).map_or(0, |far_end| which(&[a, b, c, d], &far_end))
 }
 
 /// The limits of a tag that hold a packet of its socket, kept on the tag while the socket is a TCP connection:
@@ -138,15 +164,21 @@ pub unsafe fn narrowed(
     direction: usize,
     tag: &mut Tag,
     socket: *mut bpf_sock,
-) -> Option<Limits> {
+) -> Limits {
     // SAFETY: the caller's.
     let connected = unsafe { (*socket).state } == TCP_ESTABLISHED;
     let mut bits = u64::from(tag.applies);
     if bits == 0 || !connected {
-        bits = which(&tag.limits, &packet::far_end(ctx, direction)?);
+        let [a, b, c, d] = tag.limits;
+        let skb = ctx.skb.skb;
+        bits = if direction == UPLOAD {
+            limits_of_sent(skb, a, b, c, d)
+        } else {
+            limits_of_received(skb, a, b, c, d)
+        };
         // SAFETY: the caller's.
         let keep = connected && unsafe { is_tcp(socket) };
         tag.applies = if keep { bits as u32 | APPLIES_KNOWN } else { 0 };
     }
-    Some(only(&tag.limits, bits))
+    only(&tag.limits, bits)
 }

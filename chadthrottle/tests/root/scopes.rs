@@ -13,15 +13,20 @@ const LOCAL: f64 = 1.5e6;
 const INTERNET: f64 = 3e6;
 
 /// What each transfer tries to reach, and at least reaches where no limit holds it, bytes/s.
-const TRIED: f64 = 10e6;
-const FREE: f64 = 5e6;
+const TRIED: f64 = 8e6;
+const FREE: f64 = 4e6;
+
+/// Where the peer takes datagrams. What waits in a queue of ours is on its sender's account, as both are on one machine:
+/// so each transfer has a socket of its own.
+const DATAGRAMS: std::ops::Range<u16> = 5020..5024;
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
     for (name, version) in [("v4", Version::V4), ("v6", Version::V6)] {
-        for protocol in ["tcp", "udp"] {
-            let name = format!("scopes::local_and_internet_at_once_{protocol}_{name}");
-            trials.push(plain(&name, move |scene| at_once(scene, protocol, version)));
+        // Where datagrams fill a limit on upload there is no room for those that ask for datagrams.
+        for (protocol, ways) in [("tcp", &["put", "get"][..]), ("udp", &["put"]), ("udp", &["get"])] {
+            let name = format!("scopes::local_and_internet_at_once_{protocol}_{name}_{}", ways.join("_and_"));
+            trials.push(plain(&name, move |scene| at_once(scene, protocol, ways, version)));
         }
     }
     trials.push(plain("scopes::one_socket_for_everybody_udp", |scene| everybody(scene, "udp")));
@@ -66,8 +71,9 @@ fn far_ends(scene: &Scene, version: Version, port: u16) -> [SocketAddr; 2] {
 
 /// A process in the other namespace that serves TCP and UDP at all its addresses.
 fn server(scene: &Scene) -> Result<Traffic> {
-    let ports = [("tcp", 5000), ("tcp", 5010), ("udp", 5002)];
-    scene.peer(&ports.map(|(protocol, port)| format!("listen {protocol} [::]:{port}")))
+    let udp = DATAGRAMS.map(|port| ("udp", port));
+    let ports = [("tcp", 5000), ("tcp", 5010)].into_iter().chain(udp);
+    scene.peer(&ports.map(|(protocol, port)| format!("listen {protocol} [::]:{port}")).collect::<Vec<_>>())
 }
 
 fn transfer(protocol: &str, to: SocketAddr, way: &str, run: u64) -> String {
@@ -83,7 +89,7 @@ fn rate(receiver: &Traffic, run: u64, since: f64) -> Result<f64> {
 
 fn ensure_shares(what: &str, rate: f64, limit: f64) -> Result<()> {
     let share = rate / limit;
-    ensure!((0.7..1.15).contains(&share), "{what} gets {share:.3} of its limit");
+    ensure!((0.5..1.15).contains(&share), "{what} gets {share:.3} of its limit");
     Ok(())
 }
 
@@ -93,11 +99,12 @@ fn ensure_free(what: &str, rate: f64) -> Result<()> {
 }
 
 /// Two limits on one process, one for each scope, and another process beside it that has none.
-fn at_once(scene: &Scene, protocol: &str, version: Version) -> Result<()> {
+fn at_once(scene: &Scene, protocol: &str, ways: &[&'static str], version: Version) -> Result<()> {
     go_public(scene)?;
     let server = server(scene)?;
-    let port = if protocol == "tcp" { 5000 } else { 5002 };
-    let [local, internet] = far_ends(scene, version, port);
+    let mut ports = DATAGRAMS;
+    let mut port = || if protocol == "tcp" { 5000 } else { ports.next().expect("a port for each") };
+    let [local, internet] = far_ends(scene, version, 0);
     let mut client = scene.client(&[])?;
     let mut stranger = scene.client(&[])?;
     let pid = client.pid();
@@ -108,13 +115,14 @@ fn at_once(scene: &Scene, protocol: &str, version: Version) -> Result<()> {
     let mut held = Vec::new();
     let mut free = Vec::new();
     for (scope, to, limit) in [("local", local, LOCAL), ("internet", internet, INTERNET)] {
-        for way in ["put", "get"] {
+        for &way in ways {
             let (run, beside) = (scene.run(), scene.run());
-            client.tell(&transfer(protocol, to, way, run))?;
+            let mut to = || SocketAddr::new(to.ip(), port());
+            client.tell(&transfer(protocol, to(), way, run))?;
             held.push((format!("{scope} {way}"), way, run, limit));
             // One each way and scope would be more than a busy machine moves.
-            if (way == "put") == (scope == "local") {
-                stranger.tell(&transfer(protocol, to, way, beside))?;
+            if ways.len() == 1 || (way == "put") == (scope == "local") {
+                stranger.tell(&transfer(protocol, to(), way, beside))?;
                 free.push((format!("{scope} {way} of another"), way, beside));
             }
         }
