@@ -140,7 +140,12 @@ fn workload(which: Which, what: &'static str, words: &[&str]) -> Result<Workload
 fn crowd(sockets: usize) -> Result<Crowd> {
     let (cgroup, lab) = (room()?, Lab::new()?);
     let place = Place { namespace: Some(&lab.client), cgroup: Some(&cgroup) };
-    let load = Load::spawn(place, &["crowd", &sockets.to_string()])?;
+    // A process may have no more than some thousands.
+    let each = sockets.div_ceil(sockets.div_ceil(10_000));
+    let loads = (0..sockets / each)
+        .map(|_| Load::spawn(place, &["crowd", &each.to_string()]))
+        .collect::<Result<Vec<_>>>()?;
+    let load = &loads[0];
     let site = Site { cgroup_root: Some(cgroup.path().to_owned()) };
     let read_ms = {
         let (mut count, _programs) = wire::open(&site)?;

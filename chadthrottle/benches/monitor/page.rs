@@ -60,7 +60,7 @@ const EXACT: &str = "
 One process uploads over a pair of virtual devices: one TCP connection at 2 Gbit/s for 12 s, or 1,500 connections of
 64 KB, one after the other, within 8 s. *error*: what the tool shows for that process against the IP bytes of all packets
 at the device, both directions. *processor*: user and system time of all processes of the tool over 10 s, share of one
-core; ours are the client and the owner. *memory*: resident at its largest, MB, of the same.
+core; ours are the client, the owner and the janitor. *memory*: MB of the same, what they share counted once (Pss).
 
 Promised: error at most 0.1 %, at most 2 % of a core at 2 Gbit/s.
 
@@ -72,7 +72,7 @@ const CROWDS: &str = "
 ## Many sockets
 
 Established TCP sockets, 50 pairs of them used ten times a second; a tick a second. *one reading*: totals and every
-socket out of the kernel. *processor*, *memory*: client and owner; in brackets with `--connections`, which writes a line
+socket out of the kernel. *processor*, *memory*: of all three; in brackets with `--connections`, which writes a line
 of JSON with up to 20,000 connections each second.
 
 Promised: at 10,000 sockets at most 5 % of a core and 40 MB.

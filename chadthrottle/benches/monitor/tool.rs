@@ -60,7 +60,7 @@ pub struct Lines {
 pub struct Cost {
     /// Of the processor so far.
     pub seconds: f64,
-    /// Resident, MB: largest so far.
+    /// MB: what each has for itself, and its part of what it shares (Pss).
     pub memory: f64,
 }
 
@@ -149,9 +149,9 @@ impl Tool {
             let field = |number: usize| fields.get(number - 3).and_then(|word| word.parse::<f64>().ok());
             // User and system time in hundredths of a second.
             cost.seconds += (field(14).unwrap_or(0.0) + field(15).unwrap_or(0.0)) / 100.0;
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-            let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next());
-            cost.memory += peak.and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0) / 1e3;
+            let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+            let part = rollup.lines().find_map(|line| line.strip_prefix("Pss:")?.split_whitespace().next());
+            cost.memory += part.and_then(|word| word.parse::<f64>().ok()).unwrap_or(0.0) / 1e3;
         }
         Ok(cost)
     }

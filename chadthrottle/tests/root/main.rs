@@ -19,6 +19,7 @@ mod monitor;
 mod places;
 mod raw;
 mod rights;
+mod rows;
 mod sharing;
 mod support;
 mod targets;
@@ -45,6 +46,7 @@ fn main() -> std::process::ExitCode {
         rights::trials(),
         many::trials(),
         monitor::trials(),
+        rows::trials(),
         targets::trials(),
         backends::trials(),
     ];
