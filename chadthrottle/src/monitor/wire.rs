@@ -20,7 +20,7 @@ use crate::{
     },
     error::Result,
     kernel::{
-        bpf::counters::Taps,
+        bpf::counters::{ADOPTERS_WANT, Taps},
         netlink::Route,
         process::{self, PROC},
     },
@@ -196,11 +196,7 @@ impl Wire {
             );
         }
         for lack in &self.lacks {
-            say(
-                lack,
-                "this kernel lacks tracepoints (sock_send_length: Linux 6.3, tcp_sendmsg_locked: 6.16)"
-                    .into(),
-            );
+            say(lack, format!("this kernel lacks tracepoints ({ADOPTERS_WANT})"));
         }
         if self.rest.is_none() {
             say(
