@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: what the engine costs and how well it holds, beside what was promised.
+//! `cargo xtask bench`: what the engine and the monitor cost and how well they hold, beside what was promised.
 //!
 //! The engine is measured as users get it, with the committed object; what it is compared with is an
 //! object of its own that is built here and kept nowhere.
@@ -7,16 +7,19 @@ use crate::{ebpf, sh};
 use anyhow::{Result, bail};
 use clap::Args;
 
-/// The page that a full run writes, from the root of the checkout.
+/// The pages that a full run writes, from the root of the checkout.
 const PAGE: &str = "docs/benchmarks/engine.md";
+const MONITOR_PAGE: &str = "docs/benchmarks/monitor.md";
+/// The part that is a benchmark of its own, and writes its page also when it is asked for alone.
+const MONITOR: &str = "monitor";
 /// The example of the eBPF crate that the engine is compared with.
 const YARDSTICK: &str = "yardstick";
 
 /// What `bench` takes.
 #[derive(Args)]
 pub struct Options {
-    /// Measure only this, and write no page
-    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy"])]
+    /// Measure only this; of the engine's parts no page is written
+    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy", MONITOR])]
     only: Option<String>,
 }
 
@@ -27,6 +30,22 @@ pub fn run(options: &Options) -> Result<()> {
              run `cargo xtask bench` as root"
         );
     }
+    if options.only.as_deref() != Some(MONITOR) {
+        engine(options)?;
+    }
+    if options.only.as_deref().is_none_or(|only| only == MONITOR) {
+        let mut cargo = sh::cargo();
+        cargo
+            .current_dir(crate::root())
+            .args(["bench", "--package", "chadthrottle", "--bench", "monitor", "--"])
+            .arg("--page")
+            .arg(crate::root().join(MONITOR_PAGE));
+        sh::run(&mut cargo)?;
+    }
+    Ok(())
+}
+
+fn engine(options: &Options) -> Result<()> {
     let yardstick = ebpf::build_example(YARDSTICK)?;
     let mut cargo = sh::cargo();
     cargo

@@ -9,6 +9,7 @@ use super::{
 use crate::{
     backend::{DRIVERS, Driver, Probe, Site},
     error::Result,
+    monitor::health::{self, Health},
     output::{self, backends::BackendReport},
 };
 
@@ -25,14 +26,16 @@ pub fn doctor(global: &Global, args: &Json) -> Result<u8> {
     #[derive(Serialize)]
     struct Report {
         backends: Vec<BackendReport>,
+        monitor: Health,
     }
 
     let site = resolve::site(global)?;
     let backends = look_at_all(&site, true);
+    let monitor = health::look(&site);
     if args.json {
-        output::json("doctor", &Report { backends })?;
+        output::json("doctor", &Report { backends, monitor })?;
     } else {
-        output::result(&output::backends::doctor(&backends))?;
+        output::result(&output::backends::doctor(&backends, &monitor))?;
     }
     Ok(0)
 }

@@ -59,7 +59,11 @@ pub fn monitor(global: &Global, args: &Monitor) -> Result<u8> {
         Some(path) => Box::new(Replay::open(path, io::stdout().is_terminal())?),
         None => {
             let connections = view.connections || view.filter.needs_connections() || recorder.is_some();
-            live::open(global.runtime_dir(), &site, Options { interval, connections })?
+            live::open(
+                global.runtime_dir(),
+                &site,
+                Options { interval, connections, eager: args.count.is_none() },
+            )?
         }
     };
     let screen = Screen {

@@ -26,7 +26,9 @@ pub fn tui(global: &Global, screens: &Screens) -> Result<u8> {
         }
         None => {
             let (dir, site) = (global.runtime_dir().to_owned(), template.site.clone());
-            Box::new(move || live::open(&dir, &site, live::Options { interval, connections: true }))
+            Box::new(move || {
+                live::open(&dir, &site, live::Options { interval, connections: true, eager: true })
+            })
         }
     };
     let recording = screens.replay.is_some();

@@ -44,3 +44,16 @@ pub fn point(name: &str) {
         }
     }
 }
+
+/// A number by which a test gets to what a machine seldom comes to: the value of the variable `CHADT_FAULT_` and
+/// `name`.
+pub fn setting(name: &str) -> Option<u32> {
+    #[cfg(debug_assertions)]
+    let value = std::env::var(format!("CHADT_FAULT_{name}")).ok()?.parse().ok();
+    #[cfg(not(debug_assertions))]
+    let value = {
+        let _ = name;
+        None
+    };
+    value
+}

@@ -24,6 +24,9 @@ use crate::{
     },
 };
 
+/// For whoever looks at a screen: so long are the first rates measured.
+pub const FIRST_TICK: Duration = Duration::from_millis(150);
+
 /// How late a snapshot may be: opening a backend for somebody's first limit takes seconds on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -34,6 +37,8 @@ pub struct Options {
     pub interval: Duration,
     /// With each connection by itself, which costs more.
     pub connections: bool,
+    /// The first rates after [`FIRST_TICK`], however long the interval is.
+    pub eager: bool,
 }
 
 /// Opens the feed of this host; the owner whose runtime folder is `dir` counts, and is started if there is none.
@@ -72,6 +77,7 @@ impl Owned {
         let request = MonitorRequest {
             interval: options.interval.as_secs_f64(),
             connections: options.connections,
+            eager: options.eager,
             site: site.clone(),
         };
         match client.request(&Request::Monitor(request))? {
@@ -119,7 +125,10 @@ impl Local {
 impl Feed for Local {
     fn next(&mut self) -> Result<Option<Arc<Snapshot>>> {
         thread::sleep(self.next_at.saturating_duration_since(Instant::now()));
-        self.next_at = (self.next_at + self.options.interval).max(Instant::now());
+        let first = std::mem::take(&mut self.options.eager);
+        let interval = self.options.interval;
+        let interval = if first { interval.min(FIRST_TICK) } else { interval };
+        self.next_at = (self.next_at + interval).max(Instant::now());
         let reading = self.count.read(self.options.connections)?;
         let snapshot = self.assembler.snapshot(&reading, Limits::default(), self.options.connections);
         Ok(Some(Arc::new(snapshot)))

@@ -9,11 +9,13 @@
 //! - [`census`]: what processes are called, who they belong to.
 //! - [`assemble`]: readings become snapshots: totals, rates, rows that ended.
 //! - [`live`]: the feed of this host.
+//! - [`health`]: who would count here, for `doctor`.
 
 pub mod assemble;
 pub mod census;
 pub mod diag;
 pub mod feed;
+pub mod health;
 pub mod live;
 pub mod reading;
 pub mod recording;

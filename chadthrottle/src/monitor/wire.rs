@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chadthrottle_common::abi::{CountKey, CountRecord, KERNEL_KEY, MAX_COUNTED, ProcessCount};
+use chadthrottle_common::abi::{CountKey, CountRecord, KERNEL_KEY, ProcessCount};
 
 use super::{
     diag::state_of,
@@ -20,7 +20,7 @@ use crate::{
     },
     error::Result,
     kernel::{
-        bpf::counters::Taps,
+        bpf::counters::{ADOPTERS_WANT, Taps},
         netlink::Route,
         process::{self, PROC},
     },
@@ -29,8 +29,8 @@ use crate::{
 
 /// A start time of /proc in ns.
 const TICK_NS: u64 = 10_000_000;
-/// With so many processes in the map those that ended are taken out.
-const CROWDED: usize = MAX_COUNTED as usize / 4;
+/// With this part of the map taken, processes that ended are taken out.
+const CROWDED: usize = 4;
 /// How often, and what was taken out is remembered so long.
 const TIDY_PERIOD: Duration = Duration::from_secs(5);
 const REMEMBERED: Duration = Duration::from_secs(120);
@@ -157,7 +157,7 @@ impl Wire {
     /// Makes room in the map of processes.
     fn tidy(&mut self, totals: &[(CountKey, ProcessCount)], records: &[CountRecord]) {
         self.retired.retain(|_, (since, _)| since.elapsed() < REMEMBERED);
-        if totals.len() < CROWDED || self.tidied_at.elapsed() < TIDY_PERIOD {
+        if totals.len() < self.taps.most() / CROWDED || self.tidied_at.elapsed() < TIDY_PERIOD {
             return;
         }
         self.tidied_at = Instant::now();
@@ -189,15 +189,14 @@ impl Wire {
         if overflows > 0 {
             say(
                 "bytes of some processes are in the row `other`",
-                format!("there were more than {MAX_COUNTED} processes, or no memory, {overflows} times"),
+                format!(
+                    "there were more than {} processes, or no memory, {overflows} times",
+                    self.taps.most()
+                ),
             );
         }
         for lack in &self.lacks {
-            say(
-                lack,
-                "this kernel lacks tracepoints (sock_send_length: Linux 6.3, tcp_sendmsg_locked: 6.16)"
-                    .into(),
-            );
+            say(lack, format!("this kernel lacks tracepoints ({ADOPTERS_WANT})"));
         }
         if self.rest.is_none() {
             say(

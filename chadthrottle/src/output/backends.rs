@@ -9,6 +9,7 @@ use super::{
 use crate::{
     backend::{Priority, Probe, Requirement},
     model::Direction,
+    monitor::health::Health,
 };
 
 /// A backend as it was found.
@@ -39,33 +40,37 @@ pub fn list(backends: &[BackendReport]) -> String {
 }
 
 /// The text of `doctor`.
-pub fn doctor(backends: &[BackendReport]) -> String {
+pub fn doctor(backends: &[BackendReport], monitor: &Health) -> String {
     let mut text = String::new();
     for backend in backends {
         let directions: Vec<_> = backend.directions.iter().map(ToString::to_string).collect();
         text.push_str(&format!("{} ({}) {}\n", backend.name, directions.join(", "), verdict(backend)));
-        let mut table = Table::new(&[("", Align::Left); 4]);
-        for requirement in &backend.requirements {
-            let (sign, reason, mend) = state(&requirement.state);
-            let reason = if reason.is_empty() { escape(&requirement.found) } else { escape(reason) };
-            table.row(vec![String::new(), sign.to_owned(), escape(&requirement.name), reason]);
-            if let Some(mend) = mend {
-                table.row(vec![
-                    String::new(),
-                    String::new(),
-                    String::new(),
-                    format!("mend: {}", escape(mend)),
-                ]);
-            }
-        }
-        text.push_str(&table.render());
+        text.push_str(&each(&backend.requirements));
         if let (true, Probe::Unavailable { mend: Some(mend), .. }) =
             (backend.requirements.is_empty(), &backend.available)
         {
             text.push_str(&format!("  mend: {}\n", escape(mend)));
         }
     }
+    let verdict = match monitor.source {
+        Some(source) => format!("✅ counts by {source}"),
+        None => "❌ nobody can count".into(),
+    };
+    text.push_str(&format!("monitor {verdict}\n{}", each(&monitor.requirements)));
     text
+}
+
+fn each(requirements: &[Requirement]) -> String {
+    let mut table = Table::new(&[("", Align::Left); 4]);
+    for requirement in requirements {
+        let (sign, reason, mend) = state(&requirement.state);
+        let reason = if reason.is_empty() { escape(&requirement.found) } else { escape(reason) };
+        table.row(vec![String::new(), sign.to_owned(), escape(&requirement.name), reason]);
+        if let Some(mend) = mend {
+            table.row(vec![String::new(), String::new(), String::new(), format!("mend: {}", escape(mend))]);
+        }
+    }
+    table.render()
 }
 
 /// `[priority: Best] ❌ unavailable: reason`.
@@ -91,6 +96,7 @@ fn state(probe: &Probe) -> (&'static str, &str, Option<&str>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Source;
 
     fn backend(name: &'static str, available: Probe) -> BackendReport {
         BackendReport {
@@ -130,7 +136,11 @@ mod tests {
             ),
             requirement("BTF", "", Probe::Unknown { reason: "unreadable".into() }),
         ];
-        let text = doctor(&[ebpf]);
+        let monitor = Health {
+            source: Some(Source::SockDiag),
+            requirements: vec![requirement("by eBPF", "", Probe::Unknown { reason: "who knows".into() })],
+        };
+        let text = doctor(&[ebpf], &monitor);
         let lines: Vec<_> =
             text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
         assert_eq!(
@@ -141,6 +151,8 @@ mod tests {
                 "❌ CAP_BPF missing",
                 "mend: sudo chadthrottle",
                 "❓ BTF unreadable",
+                "monitor ✅ counts by sock_diag",
+                "❓ by eBPF who knows",
             ]
         );
     }

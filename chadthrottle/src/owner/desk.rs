@@ -24,7 +24,7 @@ use crate::{
     monitor::{
         assemble::{Assembler, Limits},
         diag::Diag,
-        live,
+        live::{self, FIRST_TICK},
         reading::{Count, Reading},
         wire,
     },
@@ -39,6 +39,8 @@ const INTERVALS: std::ops::RangeInclusive<f64> = 0.1..=3600.0;
 struct Watcher {
     interval: Duration,
     connections: bool,
+    /// The next but one comes soon.
+    eager: bool,
     next_at: Instant,
     /// A snapshot is being made.
     waits: bool,
@@ -102,7 +104,8 @@ impl Desk {
         }
         let interval = Duration::from_secs_f64(request.interval);
         let waits = self.watchers.get(&client).is_some_and(|watcher| watcher.waits);
-        let watcher = Watcher { interval, connections: request.connections, next_at: now, waits };
+        let &MonitorRequest { connections, eager, .. } = request;
+        let watcher = Watcher { interval, connections, eager, next_at: now, waits };
         self.watchers.insert(client, watcher);
         Ok(())
     }
@@ -138,7 +141,9 @@ impl Desk {
             .filter(|(_, watcher)| !watcher.waits && watcher.next_at <= now)
             .filter_map(|(client, watcher)| {
                 // A tick that was missed is left out.
-                watcher.next_at = (watcher.next_at + watcher.interval).max(now);
+                let first = std::mem::take(&mut watcher.eager);
+                let interval = if first { watcher.interval.min(FIRST_TICK) } else { watcher.interval };
+                watcher.next_at = (watcher.next_at + interval).max(now);
                 if !can_take(*client) {
                     watcher.next_at = now + watcher.interval;
                     return None;

@@ -49,6 +49,9 @@ pub struct MonitorRequest {
     pub interval: f64,
     /// With each connection by itself.
     pub connections: bool,
+    /// The first rates come at once, not only after a whole interval.
+    #[serde(default)]
+    pub eager: bool,
     /// Where the eBPF programs that count are to be attached; an owner at work elsewhere refuses.
     pub site: Site,
 }
@@ -206,7 +209,12 @@ mod tests {
             Request::Change { id: LimitId(u64::MAX), rates },
             Request::Move { id: LimitId(7), direction: Direction::Upload, backend: "nftables".into() },
             Request::Status,
-            Request::Monitor(MonitorRequest { interval: 0.25, connections: true, site: Site::default() }),
+            Request::Monitor(MonitorRequest {
+                interval: 0.25,
+                connections: true,
+                eager: true,
+                site: Site::default(),
+            }),
             Request::Remove { id: LimitId(7) },
             Request::Clear { targets: Vec::new() },
             Request::Clear { targets: vec![Target::Tree(7)] },

@@ -40,6 +40,7 @@ pub fn play(words: &[&str]) -> Option<Played> {
         ["prefork", address, workers, count, bytes] => prefork(address, workers, count, bytes),
         ["inherit", address, bytes] => inherit(address, bytes),
         ["pass", address, bytes] => pass(address, bytes),
+        ["tunnel", address] => crate::rows::tunnel(address),
         _ => return None,
     })
 }

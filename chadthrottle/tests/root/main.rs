@@ -20,6 +20,7 @@ mod moving;
 mod places;
 mod raw;
 mod rights;
+mod rows;
 mod scopes;
 mod sharing;
 mod support;
@@ -47,6 +48,7 @@ fn main() -> std::process::ExitCode {
         rights::trials(),
         many::trials(),
         monitor::trials(),
+        rows::trials(),
         targets::trials(),
         scopes::trials(),
         backends::trials(),

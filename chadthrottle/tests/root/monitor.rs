@@ -2,9 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use chadthrottle::selftest::{
-    cgroup::Cgroup,
-    process::{Place, Process},
+use chadthrottle::{
+    kernel::netns::Namespace,
+    selftest::{
+        cgroup::Cgroup,
+        process::{Place, Process},
+    },
 };
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
@@ -47,20 +50,37 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// A monitor at work, and the truth.
-struct Watch {
+pub struct Watch {
     call: Call,
     sniffer: Sniffer,
 }
 
 impl Watch {
     fn start(scene: &Scene) -> Result<Self> {
-        let mut call = scene.start("monitor --json --summary --interval 0.25")?;
+        Self::start_as(scene, None, &[])
+    }
+
+    /// Starts it in a namespace, with variables of the environment.
+    pub fn start_as(
+        scene: &Scene,
+        namespace: Option<&Namespace>,
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        let mut command = scene.command("monitor --json --summary --interval 0.25");
+        command.envs(variables.iter().copied());
+        let mut call = Call::spawn(command, Place { namespace, cgroup: None })?;
         call.process().wait_for("the first tick", |output| (!output.stdout.is_empty()).then_some(()))?;
         Ok(Self { call, sniffer: Sniffer::new(&scene.lab.client)? })
     }
 
     /// What both have seen: by process, and by port.
-    fn finish(mut self) -> Result<(BTreeMap<u32, Wire>, Ports, Value)> {
+    pub fn finish(self) -> Result<(BTreeMap<u32, Wire>, Ports, Value)> {
+        let (rows, ports, summary, _) = self.finish_with_messages()?;
+        Ok((rows, ports, summary))
+    }
+
+    /// The same, and what it printed beside.
+    pub fn finish_with_messages(mut self) -> Result<(BTreeMap<u32, Wire>, Ports, Value, String)> {
         // Last words of connections, and a tick after.
         sleep_until(now() + 1.0)?;
         let ports = self.sniffer.finish()?;
@@ -77,7 +97,7 @@ impl Watch {
             *rows.entry(number("pid") as u32).or_default() +=
                 Wire { rx: number("rx_bytes"), tx: number("tx_bytes") };
         }
-        Ok((rows, ports, summary))
+        Ok((rows, ports, summary, output.messages()))
     }
 }
 
@@ -99,7 +119,7 @@ fn truth(moved: &[(u32, u16)], ports: &Ports) -> BTreeMap<u32, Wire> {
     of
 }
 
-fn ensure_close(what: &str, shown: u64, true_one: u64, slack: u64) -> Result<()> {
+pub fn ensure_close(what: &str, shown: u64, true_one: u64, slack: u64) -> Result<()> {
     let error = shown.abs_diff(true_one);
     let share = error as f64 / true_one.max(1) as f64;
     eprintln!("{what}: {shown} shown, {true_one} on the wire, error {:.4} %", share * 100.0);

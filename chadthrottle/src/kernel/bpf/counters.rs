@@ -56,6 +56,9 @@ const ADOPTERS: &[&[&str]] = &[
     &["own_on_tcp_read"],
 ];
 
+/// Which kernels have what the best of [`ADOPTERS`] takes.
+pub const ADOPTERS_WANT: &str = "sock_send_length came with Linux 6.3, tcp_sendmsg_locked with 6.16";
+
 /// What is there of it.
 pub(super) struct Counters {
     /// What the kernel's types lack.
@@ -177,6 +180,17 @@ impl Loaded {
             .context(format!("duplicate the descriptor of the eBPF map {name}"))
     }
 
+    /// How many processes the map TOTALS has room for.
+    fn most_counted(&self) -> Result<usize> {
+        let Some(Map::HashMap(map)) = self.ebpf.map("TOTALS") else {
+            return Err(Error::failed("the eBPF object has no map TOTALS of its kind"));
+        };
+        let info = map
+            .info()
+            .map_err(|cause| Error::caused(Kind::Failed, "ask how large the eBPF map TOTALS is", &cause))?;
+        Ok(info.max_entries() as usize)
+    }
+
     fn taps(&self) -> Result<Taps> {
         let program = |name: &str| {
             let fd = self.program_fd(name)?.try_clone_to_owned();
@@ -190,6 +204,7 @@ impl Loaded {
             totals: self.map_fd("TOTALS")?,
             spare: self.map_fd("SPARE")?,
             wired: self.map_fd("WIRED")?,
+            most: self.most_counted()?,
             links: links.context("duplicate the descriptors of eBPF links")?,
         })
     }
@@ -235,6 +250,7 @@ pub struct Taps {
     totals: OwnedFd,
     spare: OwnedFd,
     wired: OwnedFd,
+    most: usize,
     links: Vec<OwnedFd>,
 }
 
@@ -262,6 +278,11 @@ impl Taps {
     /// What processes were given of sockets that they have no more.
     pub fn totals(&self) -> Result<Vec<(CountKey, ProcessCount)>> {
         sys::read_hash(self.totals.as_fd()).context("read the eBPF map TOTALS")
+    }
+
+    /// For how many processes there is room in [`Taps::totals`].
+    pub fn most(&self) -> usize {
+        self.most
     }
 
     /// Takes a process out; what it had.

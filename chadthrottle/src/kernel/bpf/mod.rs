@@ -108,6 +108,9 @@ pub fn load_maps() -> Result<Loaded> {
     loader.override_global("SK_RX_DEVICE", &rx_device, true);
     loader.override_global("TCP_RCV_WSCALE_SHIFT", &scale_shift, true);
     loader.override_global("HAVE_MPTCP", &have_mptcp, true);
+    if let Some(most) = super::fault::setting("MOST_COUNTED") {
+        loader.map_max_entries("TOTALS", most);
+    }
     let ebpf =
         loader.load(OBJECT).map_err(|cause| Error::caused(Kind::NoBackend, "load the eBPF maps", &cause))?;
     let loaded = Loaded {
