@@ -448,6 +448,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for Flow {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for FlowWindow {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for ProcessEntry {}
     // SAFETY: as above.
     unsafe impl aya::Pod for State {}
