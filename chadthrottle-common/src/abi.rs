@@ -164,10 +164,10 @@ pub struct Tag {
     pub epoch: u64,
     /// Ids of the limits that hold this socket; zero ends the list.
     pub limits: [u64; MAX_NESTED],
-    /// Device of which the owner was told last that packets for this socket arrive there.
+    /// Device of which the owner was told in this epoch that packets for this socket arrive there; 0: of none.
     pub told_device: u32,
-    /// Zero.
-    pub pad: u32,
+    /// The same of the last epoch in which it was told of one.
+    pub last_device: u32,
 }
 
 /// Several processes with different limits hold the socket: whoever used it last owns it.

@@ -1,7 +1,7 @@
 //! Which backends there must be on which kernel, and which must not: where one is missing without need, or offered
 //! where it does not hold, nobody would notice otherwise.
 
-use std::ops::Range;
+use std::{ops::Range, path::Path};
 
 use libtest_mimic::Trial;
 use serde_json::Value;
@@ -27,14 +27,15 @@ const AVAILABLE: &[(&str, Range<Version>)] = &[
 /// What the eBPF backend does without, on which kernels; a part of how it says so.
 const DEGRADED: &[(&str, Range<Version>)] = &[
     ("open sockets are found one by one", (0, 0)..(5, 11)),
-    ("multipath TCP connections are not limited", (0, 0)..(5, 19)),
     ("is only seen to change hands within a second", (0, 0)..(5, 11)),
     ("is seen to change hands when one of them reads", (5, 11)..(6, 3)),
-    ("are only paced from their second second on", (0, 0)..(0, 0)),
 ];
 
 /// Rungs of the eBPF backend's downloads that every kernel of Debian has.
 const RUNGS: usize = 2;
+
+/// Debian's kernels with multipath TCP.
+const MULTIPATH: Range<Version> = (6, 1)..NEVER;
 
 pub fn trials() -> Vec<Trial> {
     vec![plain("kernels::what_there_is", what_there_is)]
@@ -63,6 +64,8 @@ fn what_there_is(scene: &Scene) -> Result<()> {
         }
     }
     if is_debian() {
+        let multipath = Path::new("/proc/sys/net/mptcp").exists();
+        ensure!(multipath == MULTIPATH.contains(&version), "multipath TCP on Linux {version:?}: {multipath}");
         ensure_degraded(version, &backends)?;
     }
     Ok(())

@@ -16,7 +16,7 @@ const FOLDERS: [&str; 11] =
     ["bin", "cg", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "var"];
 
 /// What the tests use, where the kernel has it as a module. Their dependencies come along.
-const MODULES: [&str; 20] = [
+const MODULES: [&str; 21] = [
     "ipv6",
     "veth",
     "ifb",
@@ -36,6 +36,7 @@ const MODULES: [&str; 20] = [
     "nf_tables",
     "nft_counter",
     "nft_limit",
+    "nft_objref",
     "nft_socket",
 ];
 

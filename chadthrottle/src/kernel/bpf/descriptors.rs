@@ -100,7 +100,8 @@ impl Walk<'_> {
             bytes_received,
             level: 0,
             namespace: sockets::network_namespace(socket).unwrap_or(0),
-            device: tag.told_device,
+            // Where the kernel keeps it, only programs can read it.
+            device: if tag.told_device != 0 { tag.told_device } else { tag.last_device },
         };
         if let Some(flow) = sys::socket_value::<Flow>(self.flows, socket)? {
             record.level = flow.level;

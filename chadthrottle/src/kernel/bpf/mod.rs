@@ -204,6 +204,8 @@ impl Loaded {
             if reason.kind == Kind::NotPermitted {
                 return Err(reason);
             }
+            // Else a socket that we may not look into would stay without a limit, and nobody be told.
+            caps::require("finding open sockets on this kernel (before 5.11)", &caps::FOR_DESCRIPTORS)?;
             self.by_descriptor = true;
             self.degraded.push(format!(
                 "open sockets are found one by one through /proc and pidfd_getfd (kernel 5.11): {reason}"
