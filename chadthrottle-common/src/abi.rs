@@ -164,11 +164,15 @@ pub struct Tag {
     pub epoch: u64,
     /// Ids of the limits that hold this socket; zero ends the list.
     pub limits: [u64; MAX_NESTED],
-    /// Device of which the owner was told last that packets for this socket arrive there.
+    /// Device of which the owner was told in this epoch that packets for this socket arrive there; 0: of none.
     pub told_device: u32,
+    /// The same of the last epoch in which it was told of one.
+    pub last_device: u32,
     /// Of a TCP connection: which of `limits` are about traffic with its far end, the first one in bit 0; with
     /// [`APPLIES_KNOWN`]. 0: not found out yet.
     pub applies: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// [`Tag::applies`] has been found out.
@@ -432,7 +436,7 @@ const _: () = {
     assert!(size_of::<FlowWindow>() == 32);
     assert!(size_of::<TokenBucket>() == 112);
     assert!(size_of::<ThrottleStats>() == 48);
-    assert!(size_of::<Tag>() == 64);
+    assert!(size_of::<Tag>() == 72);
     assert!(size_of::<Flow>() == 24);
     assert!(size_of::<ProcessEntry>() == 40);
     assert!(size_of::<State>() == 16);
@@ -457,6 +461,8 @@ mod pod {
     unsafe impl aya::Pod for Tag {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Flow {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for FlowWindow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ProcessEntry {}
     // SAFETY: as above.

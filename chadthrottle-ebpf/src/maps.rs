@@ -212,5 +212,8 @@ pub fn resolve(tag: &mut Tag, epoch: u64) {
     tag.applies = 0;
     tag.epoch = epoch;
     // The owner may have forgotten.
-    tag.told_device = 0;
+    if tag.told_device != 0 {
+        tag.last_device = tag.told_device;
+        tag.told_device = 0;
+    }
 }

@@ -106,11 +106,15 @@ impl Engine {
         for direction in Direction::ALL {
             let Some(placed) = held.directions.get_mut(direction) else { continue };
             let backend = &mut self.opened[placed.opened].backend;
-            let looked = backend.stats(id).and_then(|counters| Ok((counters, backend.check(id)?)));
+            let looked = backend.stats(id).and_then(|counters| {
+                // Before the check, which may take its time: what it is measured over must not.
+                let read_at = Instant::now().max(now);
+                Ok((counters, read_at, backend.check(id)?))
+            });
             match looked {
-                Ok((counters, checked)) => {
+                Ok((counters, read_at, checked)) => {
                     placed.counters = counters;
-                    placed.meter.record(Instant::now().max(now), counters.passed_bytes);
+                    placed.meter.record(read_at, counters.passed_bytes);
                     placed.checked(&checked);
                     seen.extend(checked.escapes);
                     seen.extend(placed.meter.above(placed.rate(), backend.credit(placed.rate())).map(|measured| Escape {

@@ -8,6 +8,15 @@ use crate::error::{Error, Kind};
 pub const FOR_EBPF: [Capability; 3] =
     [Capability::CAP_BPF, Capability::CAP_NET_ADMIN, Capability::CAP_PERFMON];
 
+/// What it takes on kernels on which open sockets have to be found by their descriptors.
+pub const FOR_DESCRIPTORS: [Capability; 5] = [
+    Capability::CAP_BPF,
+    Capability::CAP_NET_ADMIN,
+    Capability::CAP_PERFMON,
+    Capability::CAP_SYS_PTRACE,
+    Capability::CAP_DAC_READ_SEARCH,
+];
+
 /// What moving processes to cgroups of their own, and finding their sockets in any network namespace, takes.
 pub const FOR_CROWDS: [Capability; 4] = [
     Capability::CAP_NET_ADMIN,

@@ -280,13 +280,19 @@ pub fn all(proc: &Path) -> Result<Vec<u32>> {
 
 /// Numbers of the descriptors of a process that are sockets; none when it ended, or may not be looked into.
 pub fn sockets(proc: &Path, pid: u32) -> Vec<u32> {
+    socket_descriptors(proc, pid).into_iter().map(|(fd, _)| fd).collect()
+}
+
+/// The same, each with the socket's inode number.
+pub fn socket_descriptors(proc: &Path, pid: u32) -> Vec<(u32, u64)> {
     let Ok(entries) = fs::read_dir(proc.join(format!("{pid}/fd"))) else { return Vec::new() };
     entries
         .flatten()
-        .filter(|entry| {
-            fs::read_link(entry.path()).is_ok_and(|target| target.to_string_lossy().starts_with("socket:"))
+        .filter_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
+            Some((entry.file_name().to_str()?.parse().ok()?, inode))
         })
-        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect()
 }
 

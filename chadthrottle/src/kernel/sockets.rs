@@ -1,9 +1,13 @@
-//! Sockets of other processes: a descriptor of one's own for one of theirs, and its pacing cap.
+//! Sockets of other processes: a descriptor of one's own for one of theirs, what it is, and its pacing cap.
 
 use std::{
+    fs::File,
     io,
     net::SocketAddr,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
 };
 
 use nix::sys::socket::{SockaddrStorage, getpeername};
@@ -24,20 +28,65 @@ pub fn borrow(process: &Process, fd: u32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(got as i32) })
 }
 
-fn option<T: Default>(socket: BorrowedFd<'_>, name: libc::c_int) -> io::Result<T> {
+fn option<T: Default>(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<T> {
     let mut value = T::default();
     let mut length = size_of::<T>() as libc::socklen_t;
     // SAFETY: value and length are ours, and length is the value's size.
     let status = unsafe {
-        libc::getsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, name, (&raw mut value).cast(), &raw mut length)
+        libc::getsockopt(socket.as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut length)
     };
     if status < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
 }
 
 /// Whether it is a TCP connection, and no listener.
 pub fn is_tcp_flow(socket: BorrowedFd<'_>) -> bool {
-    option::<libc::c_int>(socket, libc::SO_PROTOCOL).is_ok_and(|protocol| protocol == libc::IPPROTO_TCP)
-        && option::<libc::c_int>(socket, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens == 0)
+    protocol(socket).is_ok_and(|protocol| protocol == libc::IPPROTO_TCP as u32) && !listens(socket)
+}
+
+/// IP protocol number.
+pub fn protocol(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    option::<libc::c_int>(socket, libc::SOL_SOCKET, libc::SO_PROTOCOL).map(|protocol| protocol as u32)
+}
+
+/// Whether it waits for connections.
+pub fn listens(socket: BorrowedFd<'_>) -> bool {
+    option::<libc::c_int>(socket, libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|listens| listens != 0)
+}
+
+/// A number that no other socket of the host has had since the boot.
+pub fn cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    option(socket, libc::SOL_SOCKET, libc::SO_COOKIE)
+}
+
+/// Payload bytes that the peer acknowledged and that were received in order, since the socket was made; `None`: it
+/// is not TCP, or no connection.
+pub fn tcp_bytes(socket: BorrowedFd<'_>) -> Option<(u64, u64)> {
+    /// `struct tcp_info` up to tcpi_bytes_received (4.1), in words; tcpi_bytes_acked stands before that.
+    const WORDS: usize = 17;
+    if !is_tcp_flow(socket) {
+        return None;
+    }
+    let info: [u64; WORDS] = option(socket, libc::IPPROTO_TCP, libc::TCP_INFO).ok()?;
+    Some((info[WORDS - 2], info[WORDS - 1]))
+}
+
+/// Inode number of its network namespace.
+pub fn network_namespace(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    /// Gives a descriptor for the namespace of a socket (4.9).
+    const SIOCGSKNS: libc::c_ulong = 0x894c;
+    // SAFETY: no pointers; the result is a new descriptor (close-on-exec) or an error.
+    let got = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCGSKNS as _) };
+    if got < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: as above.
+    let namespace = unsafe { OwnedFd::from_raw_fd(got) };
+    Ok(File::from(namespace).metadata()?.ino() as u32)
+}
+
+/// Whether it is an IPv4 or IPv6 socket.
+pub fn is_inet(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok([libc::AF_INET, libc::AF_INET6].contains(&option(socket, libc::SOL_SOCKET, libc::SO_DOMAIN)?))
 }
 
 /// The address that it is connected to; `None`: it is not, or to none of IP.
@@ -49,12 +98,12 @@ pub fn peer(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
 
 /// Whether it is an IPv6 socket.
 pub fn is_ipv6(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    Ok(option::<libc::c_int>(socket, libc::SO_DOMAIN)? == libc::AF_INET6)
+    Ok(option::<libc::c_int>(socket, libc::SOL_SOCKET, libc::SO_DOMAIN)? == libc::AF_INET6)
 }
 
 /// The cap on its pacing rate, payload bytes/s; `u64::MAX`: none.
 pub fn max_pacing_rate(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    option(socket, libc::SO_MAX_PACING_RATE)
+    option(socket, libc::SOL_SOCKET, libc::SO_MAX_PACING_RATE)
 }
 
 /// Sets the cap on its pacing rate.

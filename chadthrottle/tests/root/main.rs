@@ -12,6 +12,7 @@ mod coverage;
 mod exact;
 mod independence;
 mod instrument;
+mod kernels;
 mod live;
 mod lossless;
 mod many;
@@ -36,6 +37,7 @@ fn main() -> std::process::ExitCode {
     arguments.test_threads.get_or_insert(1);
     let themes = [
         instrument::trials(),
+        kernels::trials(),
         accuracy::trials(),
         lossless::trials(),
         coverage::trials(),

@@ -24,6 +24,8 @@ pub struct Outcome {
     pub release: Option<String>,
     /// The sum of its `test result:` lines.
     pub counts: Option<Counts>,
+    /// A run of the tests found none of that name.
+    pub none_found: bool,
     /// Exit code of the tests; None when the machine never came that far.
     pub exit: Option<i32>,
     /// How long it ran.
@@ -31,10 +33,14 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Tests ran, none failed, and none was skipped.
+    /// All tests that were asked for ran, none failed, and none was skipped.
     pub fn passed(&self) -> bool {
         let counts = self.counts.unwrap_or_default();
-        self.exit == Some(0) && counts.passed > 0 && counts.failed == 0 && counts.ignored == 0
+        self.exit == Some(0)
+            && !self.none_found
+            && counts.passed > 0
+            && counts.failed == 0
+            && counts.ignored == 0
     }
 
     fn learn(&mut self, line: &str) {
@@ -43,6 +49,7 @@ impl Outcome {
         } else if let Some(code) = line.strip_prefix("guest: exit ") {
             self.exit = code.parse().ok();
         } else if let Some(counts) = Counts::parse(line) {
+            self.none_found |= counts == Counts::default();
             *self.counts.get_or_insert_default() += counts;
         }
     }
@@ -168,6 +175,12 @@ mod tests {
         assert!(!outcome.passed());
         outcome.learn("guest: exit 0");
         assert!(outcome.passed());
+        assert!(!outcome.none_found);
+        let mut other = Outcome::default();
+        other.learn("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
+        other.learn("test result: ok. 0 passed; 0 failed; 0 ignored; 0 measured; 3 filtered out");
+        other.learn("guest: exit 0");
+        assert!(!other.passed(), "one name has no test");
         outcome.learn("test result: FAILED. 3 passed; 1 failed; 0 ignored; 0 measured; 0 filtered out");
         assert!(!outcome.passed());
     }

@@ -16,7 +16,7 @@ const FOLDERS: [&str; 11] =
     ["bin", "cg", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "var"];
 
 /// What the tests use, where the kernel has it as a module. Their dependencies come along.
-const MODULES: [&str; 16] = [
+const MODULES: [&str; 21] = [
     "ipv6",
     "veth",
     "ifb",
@@ -33,6 +33,11 @@ const MODULES: [&str; 16] = [
     "sch_tbf",
     "cls_bpf",
     "act_mirred",
+    "nf_tables",
+    "nft_counter",
+    "nft_limit",
+    "nft_objref",
+    "nft_socket",
 ];
 
 /// Writes it to `path`; the guest runs `command` in a shell.

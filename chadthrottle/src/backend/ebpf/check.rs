@@ -69,6 +69,16 @@ impl Look {
         Self { at: Instant::now(), members, sockets, passed }
     }
 
+    /// Takes in what these processes have open now.
+    pub fn learn(&mut self, records: Vec<SocketRecord>) {
+        for record in &records {
+            self.sockets.remove(&record.tgid);
+        }
+        for record in records {
+            self.sockets.entry(record.tgid).or_default().push(record);
+        }
+    }
+
     /// Records of a limit, each socket once.
     fn records(&self, key: u64) -> HashMap<u64, SocketRecord> {
         let pids = self.members.get(&key).into_iter().flatten();

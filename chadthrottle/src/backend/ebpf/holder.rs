@@ -607,6 +607,13 @@ impl Holder {
         let records = self.walk_those(&of_kind(&[EVENT_ACCEPTED, EVENT_CHANGED]))?;
         self.queue.see(&mut self.loaded, &records);
         self.unpace_free(of_kind(&[EVENT_CHANGED]));
+        if !records.is_empty() {
+            // Before their limit has refused them much, which they recover from only slowly.
+            if let Some(look) = &mut self.look {
+                look.learn(records);
+            }
+            self.follow()?;
+        }
         for event in events.iter().filter(|event| event.kind == EVENT_DEVICE) {
             self.queue.equip(&mut self.loaded, event.tgid, None, event.device);
         }

@@ -42,7 +42,7 @@ pub fn list(site: &Site) -> Vec<Requirement> {
     };
     let mount = cgroup::attach_point(site.cgroup_root.as_deref());
     let mut all = vec![
-        one("kernel 5.11 or later", kernel.clone(), version(&kernel)),
+        one("kernel 5.10 or later", kernel.clone(), version(&kernel)),
         one(&caps::names(&caps::FOR_EBPF), String::new(), capabilities()),
         one(
             "initial PID namespace",
@@ -110,17 +110,17 @@ fn capabilities() -> Probe {
     }
 }
 
-/// bpf_sock_from_file, with which open sockets are found, came with 5.11.
+/// With 5.10 bpf_sk_storage_get began to take every kind of socket that a program may have in its hands.
 fn version(release: &str) -> Probe {
     let mut numbers =
         release.split(|c: char| !c.is_ascii_digit()).map(|part| part.parse::<u32>().unwrap_or(0));
     let (major, minor) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if (major, minor) >= (5, 11) {
+    if (major, minor) >= (5, 10) {
         Probe::Ready
     } else {
         Probe::Unavailable {
             reason: format!(
-                "Linux {release} has no bpf_sock_from_file helper, by which open sockets are found (5.11)"
+                "Linux {release} has no bpf_sk_storage_get helper for the sockets of packets of all kinds (5.10)"
             ),
             mend: Some("a newer kernel".into()),
         }
@@ -133,9 +133,9 @@ mod tests {
 
     #[test]
     fn compares_versions_as_numbers() {
-        assert_eq!(version("5.11.0"), Probe::Ready);
+        assert_eq!(version("5.10.0-30-amd64"), Probe::Ready);
         assert_eq!(version("6.1.0-13-amd64"), Probe::Ready);
-        assert!(matches!(version("5.10.0-30-amd64"), Probe::Unavailable { .. }));
+        assert!(matches!(version("5.9.16"), Probe::Unavailable { .. }));
         assert!(matches!(version("4.19"), Probe::Unavailable { .. }));
     }
 }

@@ -12,12 +12,13 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, RingBuf},
     programs::{CgroupSkb, Program, ProgramError},
 };
-use chadthrottle_common::abi::{BucketChange, Event, SocketRecord};
+use chadthrottle_common::abi::{BucketChange, Event, ProcessEntry, SocketRecord, State};
 
 use super::{btf::Btf, caps};
 use crate::error::{Context, Error, Kind, Result};
 
 pub mod counters;
+mod descriptors;
 pub mod keeper;
 mod rules;
 pub mod sys;
@@ -50,8 +51,10 @@ const FIELDS: &[(&str, &str, &str)] = &[
 const RX_DEVICE: &[(&str, &str)] = &[("sock", "sk_rx_dst_ifindex"), ("inet_sock", "rx_dst_ifindex")];
 
 /// Programs without which no limit can hold. The two limiters have a form for kernels before 5.12.
-const NEEDED: &[&str] =
-    &["tag_new_socket", "follow_fork", "follow_exit", "tag_open_sockets", "change_bucket"];
+const NEEDED: &[&str] = &["tag_new_socket", "follow_fork", "follow_exit", "change_bucket"];
+
+/// The kernel's own walk over open sockets; without it they are found by their descriptors.
+const WALK: &str = "tag_open_sockets";
 
 /// Programs that watch who uses a shared socket, best set first.
 const ADOPTERS: &[&[&str]] = &[&["adopt_on_send", "adopt_on_receive"], &["adopt_on_tcp_read"]];
@@ -63,6 +66,9 @@ pub struct Loaded {
     links: Vec<(&'static str, CgroupHook, OwnedFd)>,
     adopting: bool,
     follows_rules: bool,
+    /// Open sockets are found by their descriptors, from user space.
+    by_descriptor: bool,
+    have_mptcp: bool,
     egress: &'static str,
     ingress: &'static str,
     /// What this kernel lacks, and what that costs.
@@ -100,14 +106,15 @@ pub fn load_maps() -> Result<Loaded> {
     offsets.extend(known);
     let rx_device = RX_DEVICE.iter().find_map(|(name, path)| kernel.offset(name, path).ok()).unwrap_or(0);
     let scale_shift = kernel.bit_offset("tcp_sock", "rx_opt.rcv_wscale")? % 8;
-    let have_mptcp = u32::from(has_helper(MPTCP_HELPER));
+    let have_mptcp = has_helper(MPTCP_HELPER);
     let mut loader = EbpfLoader::new();
     for (name, offset) in &offsets {
         loader.override_global(name, offset, true);
     }
     loader.override_global("SK_RX_DEVICE", &rx_device, true);
     loader.override_global("TCP_RCV_WSCALE_SHIFT", &scale_shift, true);
-    loader.override_global("HAVE_MPTCP", &have_mptcp, true);
+    let mptcp = u32::from(have_mptcp);
+    loader.override_global("HAVE_MPTCP", &mptcp, true);
     if let Some(most) = super::fault::setting("MOST_COUNTED") {
         loader.map_max_entries("TOTALS", most);
     }
@@ -118,6 +125,8 @@ pub fn load_maps() -> Result<Loaded> {
         links: Vec::new(),
         adopting: false,
         follows_rules: false,
+        by_descriptor: false,
+        have_mptcp,
         egress: "limit_egress",
         ingress: "limit_ingress",
         degraded: Vec::new(),
@@ -126,6 +135,9 @@ pub fn load_maps() -> Result<Loaded> {
     super::fault::point("ebpf.loaded");
     Ok(loaded)
 }
+
+/// Where the kernel can do multipath TCP.
+const KNOWS_MPTCP: &str = "/proc/sys/net/mptcp";
 
 /// bpf_skc_to_mptcp_sock (5.19).
 const MPTCP_HELPER: u32 = 196;
@@ -190,6 +202,23 @@ impl Loaded {
             self.load_one(self.egress, &types)
                 .and_then(|()| self.load_one(self.ingress, &types))
                 .map_err(|_| reason)?;
+        }
+        if let Err(reason) = self.load_one(WALK, &types) {
+            if reason.kind == Kind::NotPermitted {
+                return Err(reason);
+            }
+            // Else a socket that we may not look into would stay without a limit, and nobody be told.
+            caps::require("finding open sockets on this kernel (before 5.11)", &caps::FOR_DESCRIPTORS)?;
+            self.by_descriptor = true;
+            self.degraded.push(format!(
+                "open sockets are found one by one through /proc and pidfd_getfd (kernel 5.11): {reason}"
+            ));
+        }
+        if !self.have_mptcp && Path::new(KNOWS_MPTCP).exists() {
+            self.degraded.push(
+                "multipath TCP connections are not limited (helper bpf_skc_to_mptcp_sock: kernel 5.19)"
+                    .into(),
+            );
         }
         if let Err(reason) = self.load_one("pace_flow", &types) {
             self.degraded
@@ -308,12 +337,42 @@ impl Loaded {
 
     /// Tags the open sockets of limited processes and lists them: of one process, or of all.
     pub fn walk_sockets(&self, tgid: Option<u32>) -> Result<Vec<SocketRecord>> {
-        let program = self.program_fd("tag_open_sockets")?;
+        if self.by_descriptor {
+            return self.walk_descriptors(tgid);
+        }
+        let program = self.program_fd(WALK)?;
         let mut bytes = Vec::new();
         sys::open_task_iterator(program, tgid)
             .and_then(|mut iterator| iterator.read_to_end(&mut bytes))
             .context("walk over the open sockets")?;
         Ok(bytes.chunks_exact(size_of::<SocketRecord>()).map(read_plain).collect())
+    }
+
+    fn walk_descriptors(&self, tgid: Option<u32>) -> Result<Vec<SocketRecord>> {
+        let array = |name: &str| {
+            let Some(Map::Array(data)) = self.ebpf.map(name) else {
+                return Err(Error::failed(format!("the eBPF object has no array {name}")));
+            };
+            Ok(data.fd().as_fd())
+        };
+        let failed = "read the epoch from the eBPF maps";
+        let state = sys::lookup::<u32, State>(array("STATE")?, &0).context(failed)?.unwrap_or_default();
+        let moves = sys::lookup::<u32, u64>(array("MOVES")?, &0).context(failed)?.unwrap_or_default();
+        let walk = descriptors::Walk {
+            tags: self.storage("TAGS")?,
+            flows: self.storage("FLOWS")?,
+            windows: self.storage("WINDOWS")?,
+            processes: self.entries::<u32, ProcessEntry>("PROCESSES")?.into_iter().collect(),
+            epoch: state.epoch.wrapping_add(moves),
+        };
+        walk.run(tgid)
+    }
+
+    fn storage(&self, name: &str) -> Result<BorrowedFd<'_>> {
+        match self.ebpf.map(name) {
+            Some(Map::SkStorage(data)) => Ok(data.fd().as_fd()),
+            _ => Err(Error::failed(format!("the eBPF object has no socket storage map {name}"))),
+        }
     }
 
     /// Names of the programs whose link to the cgroup is gone.
@@ -394,10 +453,7 @@ impl Loaded {
 
     /// The map that knows how each connection is paced.
     pub fn flows(&self) -> Result<FlowMap<'_>> {
-        match self.ebpf.map("FLOWS") {
-            Some(Map::SkStorage(data)) => Ok(FlowMap(data.fd().as_fd())),
-            _ => Err(Error::failed("the eBPF object has no socket storage map FLOWS")),
-        }
+        self.storage("FLOWS").map(FlowMap)
     }
 
     /// An array of the object.

@@ -1,0 +1,118 @@
+//! Which backends there must be on which kernel, and which must not: where one is missing without need, or offered
+//! where it does not hold, nobody would notice otherwise.
+
+use std::{ops::Range, path::Path};
+
+use libtest_mimic::Trial;
+use serde_json::Value;
+
+use crate::support::*;
+
+/// Set by `cargo xtask vm`: this is a kernel as Debian builds it.
+const DEBIAN_KERNEL: &str = "CHADT_DEBIAN_KERNEL";
+
+/// Major and minor number of a kernel.
+type Version = (u32, u32);
+
+/// Later than any.
+const NEVER: Version = (u32::MAX, 0);
+
+/// The kernels on which a backend is available. Every backend of the table of drivers stands here.
+const AVAILABLE: &[(&str, Range<Version>)] = &[
+    ("ebpf", (5, 10)..NEVER),
+    // Its `socket cgroupv2` came with 5.13.
+    ("nftables", (5, 13)..NEVER),
+];
+
+/// What the eBPF backend does without, on which kernels; a part of how it says so.
+const DEGRADED: &[(&str, Range<Version>)] = &[
+    ("open sockets are found one by one", (0, 0)..(5, 11)),
+    ("is only seen to change hands within a second", (0, 0)..(5, 11)),
+    ("is seen to change hands when one of them reads", (5, 11)..(6, 3)),
+];
+
+/// Rungs of the eBPF backend's downloads that every kernel of Debian has.
+const RUNGS: usize = 2;
+
+/// Debian's kernels with multipath TCP.
+const MULTIPATH: Range<Version> = (6, 1)..NEVER;
+
+pub fn trials() -> Vec<Trial> {
+    vec![plain("kernels::what_there_is", what_there_is)]
+}
+
+fn what_there_is(scene: &Scene) -> Result<()> {
+    let version = version()?;
+    let report: Value = serde_json::from_str(&scene.succeed("doctor --json")?)
+        .map_err(|cause| Error::failed(format!("doctor's JSON: {cause}")))?;
+    let backends = report["backends"].as_array().cloned().unwrap_or_default();
+    ensure!(!backends.is_empty(), "doctor knows no backend: {report}");
+    for backend in &backends {
+        let name = backend["name"].as_str().unwrap_or_default();
+        let state = &backend["available"];
+        // As on every machine: what is not there says why.
+        ensure!(is_ready(state) || says_why(state), "{name} is missing without a reason: {state}");
+        let Some((_, versions)) = AVAILABLE.iter().find(|(known, _)| *known == name) else {
+            return Err(Error::failed(format!(
+                "say in tests/root/kernels.rs where {name} must be available"
+            )));
+        };
+        // Others may build a kernel without what it takes; but all trials here need eBPF.
+        if is_debian() || name == "ebpf" {
+            let wanted = versions.contains(&version);
+            ensure!(is_ready(state) == wanted, "{name} on Linux {version:?}: {state}, wanted: {wanted}");
+        }
+    }
+    if is_debian() {
+        let multipath = Path::new("/proc/sys/net/mptcp").exists();
+        ensure!(multipath == MULTIPATH.contains(&version), "multipath TCP on Linux {version:?}: {multipath}");
+        ensure_degraded(version, &backends)?;
+    }
+    Ok(())
+}
+
+/// What this kernel lacks is named, and nothing else is missing.
+fn ensure_degraded(version: Version, backends: &[Value]) -> Result<()> {
+    let ebpf = backends.iter().find(|backend| backend["name"] == "ebpf");
+    let requirements = ebpf.and_then(|ebpf| ebpf["requirements"].as_array()).cloned().unwrap_or_default();
+    let (ready, missing): (Vec<_>, Vec<_>) =
+        requirements.iter().partition(|requirement| is_ready(&requirement["state"]));
+    let said: Vec<String> = missing.iter().map(|requirement| requirement["state"].to_string()).collect();
+    for (text, versions) in DEGRADED {
+        let count = said.iter().filter(|said| said.contains(text)).count();
+        let wanted = usize::from(versions.contains(&version));
+        ensure!(count == wanted, "'{text}' stands {count} times in what Linux {version:?} lacks: {said:?}");
+    }
+    let wanted = DEGRADED.iter().filter(|(_, versions)| versions.contains(&version)).count();
+    ensure!(said.len() == wanted, "Linux {version:?} lacks {said:?}, which should be {wanted} things");
+    let rungs = ready
+        .iter()
+        .filter(|requirement| {
+            requirement["name"].as_str().is_some_and(|name| name.starts_with("downloads by "))
+        })
+        .count();
+    ensure!(rungs == RUNGS, "{rungs} of {RUNGS} rungs for downloads on Linux {version:?}: {requirements:?}");
+    Ok(())
+}
+
+fn is_debian() -> bool {
+    std::env::var_os(DEBIAN_KERNEL).is_some_and(|value| value == "1")
+}
+
+fn is_ready(state: &Value) -> bool {
+    state["state"] == "ready"
+}
+
+fn says_why(state: &Value) -> bool {
+    state.to_string().contains("reason")
+}
+
+fn version() -> Result<Version> {
+    let name = nix::sys::utsname::uname().map_err(|cause| Error::failed(format!("uname: {cause}")))?;
+    let release = name.release().to_string_lossy().into_owned();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => Ok((major, minor)),
+        _ => Err(Error::failed(format!("a kernel's version: '{release}'"))),
+    }
+}
