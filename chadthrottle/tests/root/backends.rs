@@ -4,7 +4,7 @@ use chadthrottle::kernel::fault;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
-use crate::{cleanup, coverage, independence, support::*};
+use crate::{accuracy, cleanup, coverage, independence, support::*};
 
 /// Names of a pair of backends: for the trials, for upload, for download.
 type Pair = (&'static str, &'static str, &'static str);
@@ -37,6 +37,7 @@ const PROMISES: &[Promise] = &[
     ("terminated_owner", cleanup::terminated_owner),
     ("stopped_owner", cleanup::stopped_owner),
     ("end_of_the_target", cleanup::end_of_the_target),
+    ("exact_at_100_kb", accuracy::hundred_kilobytes),
     ("udp_senders_see_no_error", udp),
 ];
 
@@ -55,6 +56,12 @@ pub fn trials() -> Vec<Trial> {
         trials.push(with(&format!("backends::{name}::{promise}"), upload, download, move |scene| {
             nested(scene).map(|()| Finding::Holds)
         }));
+        for rate in [1_000_000, 10_000_000] {
+            let name = format!("backends::{name}::exact_at_{}_mb", rate / 1_000_000);
+            trials.push(with(&name, upload, download, move |scene| {
+                accuracy::matrix(scene, rate, "cubic", |_| 0.93..=1.03)
+            }));
+        }
         let more = if name == "htb" { fault::TREE_POINTS } else { &[] };
         let points: Vec<_> = fault::CROWD_POINTS.iter().chain(more).copied().collect();
         for (how, variable) in [("killed", "CHADT_FAULT_KILL"), ("panic", "CHADT_FAULT_PANIC")] {

@@ -10,6 +10,7 @@ mod cleanup;
 mod command;
 mod coverage;
 mod exact;
+mod foreign;
 mod independence;
 mod instrument;
 mod live;
@@ -47,6 +48,7 @@ fn main() -> std::process::ExitCode {
         monitor::trials(),
         targets::trials(),
         backends::trials(),
+        foreign::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
 }

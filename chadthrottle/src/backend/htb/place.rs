@@ -118,8 +118,10 @@ impl Room {
     fn equip(&mut self) -> Result<()> {
         let all = self.tc.devices()?;
         let mut failure = None;
-        for (index, planted) in self.trees.extract_if(.., |index, _| !all.iter().any(|it| it.index == *index))
-        {
+        let gone: Vec<u32> =
+            self.trees.keys().copied().filter(|index| !all.iter().any(|it| it.index == *index)).collect();
+        for index in gone {
+            let Some(planted) = self.trees.remove(&index) else { continue };
             if self.arrival.as_ref().is_some_and(|arrival| arrival.ifb == index) {
                 failure = Some(Error::failed(format!("network device {} is gone", planted.name)));
             }
