@@ -71,7 +71,7 @@ impl fmt::Display for Address {
 }
 
 /// What a socket is known by; `None`: it is not bound yet, or closed.
-fn address(socket: &Socket) -> Option<Address> {
+pub fn address(socket: &Socket) -> Option<Address> {
     let protocol = socket.protocol.number();
     let (local, remote) = (unmapped(socket.local), unmapped(socket.remote));
     match (local.port(), remote.port()) {

@@ -15,10 +15,17 @@ use crate::{
 };
 
 pub mod addresses;
+mod basics;
 pub mod crowd;
+mod crowded;
 pub mod ebpf;
+pub mod htb;
+mod made;
 pub mod nftables;
+mod old;
 pub mod select;
+mod tables;
+mod tree;
 
 /// How good a backend is; auto-selection takes the best that works.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -179,7 +186,7 @@ pub fn settle(estate: BorrowedFd<'_>) -> Result<usize> {
 }
 
 /// All backends, best first.
-pub static DRIVERS: &[Driver] = &[ebpf::DRIVER, nftables::DRIVER];
+pub static DRIVERS: &[Driver] = &[ebpf::DRIVER, nftables::DRIVER, htb::TC_HTB, htb::IFB_TC];
 
 /// The driver of that name which can limit that direction.
 pub fn find(name: &str, direction: Direction) -> Result<&'static Driver, Error> {

@@ -25,12 +25,15 @@ pub const POINTS: &[&str] = &[
 pub const CLIENT_POINTS: &[&str] = &["client.connected", "client.limited", "client.waiting"];
 
 /// The same for backends that put the processes in cgroups of their own.
-pub const CROWD_POINTS: &[&str] = &["crowd.recorded", "crowd.moved", "nft.table", "nft.applied"];
+pub const CROWD_POINTS: &[&str] = &["crowd.recorded", "crowd.moved", "crowd.table", "crowd.applied"];
+
+/// The same for backends that put a tree of classes on devices; to be passed after the first of the above.
+pub const TREE_POINTS: &[&str] = &["htb.recorded", "htb.planted"];
 
 /// Dies here of SIGKILL when `CHADT_FAULT_KILL` holds this place's name, panics when `CHADT_FAULT_PANIC` does.
 pub fn point(name: &str) {
     debug_assert!(
-        [POINTS, CLIENT_POINTS, CROWD_POINTS].iter().any(|list| list.contains(&name)),
+        [POINTS, CLIENT_POINTS, CROWD_POINTS, TREE_POINTS].iter().any(|list| list.contains(&name)),
         "fault point {name} is not in the list"
     );
     #[cfg(debug_assertions)]

@@ -54,7 +54,7 @@ pub enum Object {
         /// Absolute path.
         path: PathBuf,
     },
-    /// An IFB whose name starts with [`PREFIX`]. It goes with its namespace, as the two below do.
+    /// An IFB whose name starts with [`PREFIX`]. It goes with its namespace, as the three below do.
     Ifb {
         /// Inode number of its network namespace.
         namespace: u64,
@@ -67,6 +67,15 @@ pub enum Object {
         namespace: u64,
         /// The device.
         device: u32,
+    },
+    /// Our HTB as root qdisc of a device; without it the kernel's own choice is there again.
+    Htb {
+        /// Inode number of the device's network namespace.
+        namespace: u64,
+        /// The device.
+        device: u32,
+        /// Its major number, which tells it from others'.
+        major: u32,
     },
     /// A filter whose name starts with [`PREFIX`].
     Filter {
@@ -97,6 +106,9 @@ impl std::fmt::Display for Object {
             }
             Self::Clsact { device, namespace } => {
                 write!(f, "clsact of network device {device} (network namespace {namespace})")
+            }
+            Self::Htb { device, namespace, .. } => {
+                write!(f, "HTB of network device {device} (network namespace {namespace})")
             }
             Self::Filter { name, device, namespace, .. } => {
                 write!(f, "filter {name} of network device {device} (network namespace {namespace})")
@@ -143,7 +155,10 @@ impl Object {
                 }?;
                 Ok(there.then(|| self.to_string()))
             }
-            Self::Ifb { namespace, .. } | Self::Clsact { namespace, .. } | Self::Filter { namespace, .. } => {
+            Self::Ifb { namespace, .. }
+            | Self::Clsact { namespace, .. }
+            | Self::Htb { namespace, .. }
+            | Self::Filter { namespace, .. } => {
                 let Some(namespace) = Namespace::find(*namespace)? else { return Ok(None) };
                 let there = self.take_from(&mut Tc::open_in(&namespace)?)?;
                 Ok(there.then(|| self.to_string()))
@@ -156,6 +171,7 @@ impl Object {
         match self {
             Self::Ifb { name, .. } => tc.delete_ifb(name),
             Self::Clsact { device, .. } => tc.delete_clsact(*device),
+            Self::Htb { device, major, .. } => tc.delete_htb(*device, *major),
             Self::Filter { name, .. } if !name.starts_with(PREFIX) => {
                 Err(Error::failed(format!("remove {self}: its name is none of ours")))
             }

@@ -1,5 +1,5 @@
-//! Netlink messages written and read byte by byte, for the families that no light crate knows: sock_diag,
-//! nf_tables. Layouts: include/uapi/linux/netlink.h.
+//! Netlink messages written and read byte by byte, for what no light crate knows: sock_diag, nf_tables, traffic
+//! control. Layouts: include/uapi/linux/netlink.h.
 
 use std::ops::RangeInclusive;
 
@@ -39,6 +39,12 @@ impl Message {
         self.0.resize(self.0.len().next_multiple_of(4), 0);
     }
 
+    /// Adds an attribute of 32-bit words of the machine's order.
+    pub fn words(&mut self, kind: u16, words: &[u32]) {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.attribute(kind, &bytes);
+    }
+
     /// Adds an attribute of text.
     pub fn text(&mut self, kind: u16, value: &str) {
         self.attribute(kind, &[value.as_bytes(), b"\0"].concat());
@@ -52,6 +58,14 @@ impl Message {
         let length = self.0.len() - start;
         debug_assert!(length <= usize::from(u16::MAX), "an attribute is too long");
         self.0[start..start + 2].copy_from_slice(&(length as u16).to_ne_bytes());
+    }
+
+    /// The same with another first byte of what the family puts before the attributes.
+    pub fn with_family(mut self, family: u8) -> Self {
+        if let Some(byte) = self.0.get_mut(HEADER) {
+            *byte = family;
+        }
+        self
     }
 
     /// Bytes of it.
@@ -122,6 +136,17 @@ impl Netlink {
         socket.bind_auto().context("bind a netlink socket")?;
         socket.connect(&SocketAddr::new(0, 0)).context("connect a netlink socket")?;
         Ok(Self { socket, sequence: 0 })
+    }
+
+    /// A request that is only acknowledged.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] when what it is about is not there.
+    pub fn act(&mut self, message: Message) -> Result<()> {
+        self.sequence += 1;
+        let bytes = message.finish(libc::NLM_F_ACK as u16, self.sequence);
+        self.socket.send(&bytes, 0).context("send a netlink request")?;
+        self.answers(self.sequence..=self.sequence, |_| {}, |_| {})
     }
 
     /// A request for a list; the answers without their netlink headers.

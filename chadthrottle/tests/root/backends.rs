@@ -4,12 +4,15 @@ use chadthrottle::kernel::fault;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
-use crate::{cleanup, coverage, independence, support::*};
+use crate::{accuracy, cleanup, coverage, independence, support::*};
 
 /// Names of a pair of backends: for the trials, for upload, for download.
 type Pair = (&'static str, &'static str, &'static str);
 
-const PAIRS: &[Pair] = &[("nftables", "nftables", "nftables")];
+const PAIRS: &[Pair] = &[("nftables", "nftables", "nftables"), ("htb", "tc_htb", "ifb_tc")];
+
+/// Of those pairs, whose limits do not nest.
+const ONE_FOR_A_PROCESS: &[&str] = &["htb"];
 
 /// What every backend must do.
 type Promise = (&'static str, fn(&Scene) -> Result<()>);
@@ -27,7 +30,6 @@ const PROMISES: &[Promise] = &[
     ("a_neighbour_keeps_its_upload", |scene| independence::neighbour(scene, Direction::Upload)),
     ("a_neighbour_keeps_its_download", |scene| independence::neighbour(scene, Direction::Download)),
     ("two_limits_of_two_callers", independence::two_callers),
-    ("nested_limits_both_hold", independence::nested),
     ("a_changed_limit_has_no_gap", independence::changed),
     ("a_removed_limit_gives_full_speed_back", independence::removed),
     ("killed_client", |scene| cleanup::client_gets(scene, Signal::SIGKILL)),
@@ -35,6 +37,7 @@ const PROMISES: &[Promise] = &[
     ("terminated_owner", cleanup::terminated_owner),
     ("stopped_owner", cleanup::stopped_owner),
     ("end_of_the_target", cleanup::end_of_the_target),
+    ("exact_at_100_kb", accuracy::hundred_kilobytes),
     ("udp_senders_see_no_error", udp),
 ];
 
@@ -46,13 +49,26 @@ pub fn trials() -> Vec<Trial> {
                 keep(scene).map(|()| Finding::Holds)
             }));
         }
+        let (promise, nested): Promise = match ONE_FOR_A_PROCESS.contains(&name) {
+            true => ("a_second_limit_of_a_process_is_refused", second_refused),
+            false => ("nested_limits_both_hold", independence::nested),
+        };
+        trials.push(with(&format!("backends::{name}::{promise}"), upload, download, move |scene| {
+            nested(scene).map(|()| Finding::Holds)
+        }));
+        for rate in [1_000_000, 10_000_000] {
+            let name = format!("backends::{name}::exact_at_{}_mb", rate / 1_000_000);
+            trials.push(with(&name, upload, download, move |scene| {
+                accuracy::matrix(scene, rate, "cubic", |_| 0.93..=1.03)
+            }));
+        }
+        let more = if name == "htb" { fault::TREE_POINTS } else { &[] };
+        let points: Vec<_> = fault::CROWD_POINTS.iter().chain(more).copied().collect();
         for (how, variable) in [("killed", "CHADT_FAULT_KILL"), ("panic", "CHADT_FAULT_PANIC")] {
-            trials.push(with(
-                &format!("backends::{name}::{how}_while_setting_up"),
-                upload,
-                download,
-                move |scene| cleanup::faults(scene, variable, fault::CROWD_POINTS),
-            ));
+            trials.push(with(&format!("backends::{name}::{how}_while_setting_up"), upload, download, {
+                let points = points.clone();
+                move |scene| cleanup::faults(scene, variable, &points)
+            }));
         }
     }
     trials
@@ -69,6 +85,17 @@ fn with(
         scene.use_backends(upload, download);
         run(scene)
     })
+}
+
+fn second_refused(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} put run={run}", scene.tcp(Version::V4))])?;
+    let outer = scene.limit(&format!("tree:{} -u 1M", client.pid()))?;
+    let (status, output) = scene.call(&format!("limit pid:{} -u 100k", client.pid()))?;
+    let said = output.messages();
+    ensure!(status.code() == Some(5) && said.contains("one limit for a process"), "{status}: {said}");
+    ensure_held(&server, run, outer.since, 1e6)
 }
 
 fn udp(scene: &Scene) -> Result<()> {

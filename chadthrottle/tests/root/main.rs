@@ -10,6 +10,7 @@ mod cleanup;
 mod command;
 mod coverage;
 mod exact;
+mod foreign;
 mod independence;
 mod instrument;
 mod kernels;
@@ -55,6 +56,7 @@ fn main() -> std::process::ExitCode {
         scopes::trials(),
         backends::trials(),
         moving::trials(),
+        foreign::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, themes.into_iter().flatten().collect());
     support::tell_slowest();

@@ -14,13 +14,17 @@ use std::{
 use chadthrottle_common::abi::{CLASS_MAJOR, SocketRecord};
 
 use crate::{
+    backend::{
+        made::{self, forget, unmake},
+        tree::{RELEASED, Rest, Tree},
+    },
     error::{Context, Error, Result},
     kernel::{
         bpf::{Loaded, sys},
         fault,
-        journal::{self, Object, PREFIX},
+        journal::{Object, PREFIX},
         netns::Namespace,
-        tc::{Device, Does, Hook, Tc},
+        tc::{Device, Does, Hook, Tc, htb::ClassCount},
     },
     model::{self, RungKind},
 };
@@ -35,17 +39,11 @@ const LOOPBACK: u32 = 1;
 const ETHERNET: u16 = 1;
 const BARE: &[u16] = &[512, 519, 65_534]; // PPP, RAWIP, NONE
 
-/// A class counts the Ethernet header, a limit does not: full packets are 1514 bytes to one, 1500 to the other.
-const FRAME: u64 = 1_514;
-const PACKET: u64 = 1_500;
-
 /// What a class holds when it is set on a transfer in full swing: so many seconds of its rate, within bounds.
 const LEAST_BYTES: u64 = 256 * 1024;
 const MOST_BYTES: u64 = 32 * 1024 * 1024;
 
-/// Rate of a class whose limit is over, bytes/s: what is in it leaves at once.
-const RELEASED: u64 = 10_000_000_000;
-/// How long such a class stays, and everything after the last one.
+/// How long a class stays whose limit is over, and everything after the last one.
 const LINGER: Duration = Duration::from_millis(500);
 
 /// One count serves all limits of a tick.
@@ -77,9 +75,8 @@ pub(super) fn try_queue(loaded: &mut Loaded) -> Result<()> {
     let mut tc = Tc::open_in(&Namespace::new()?)?;
     let (name, class) = (own_name(), CLASS_MAJOR << 16 | 1);
     let ifb = tc.add_ifb(&name)?;
-    tc.add_htb(ifb)?;
-    tc.set_class(ifb, class, LEAST_BYTES, 2 * FRAME)?;
-    tc.set_queue(ifb, class, LEAST_BYTES as u32)?;
+    let tree = Tree::plant(&mut tc, ifb, CLASS_MAJOR, Rest::Passes)?;
+    tree.set_leaf(&mut tc, class, LEAST_BYTES, LEAST_BYTES as u32)?;
     tc.add_clsact(LOOPBACK)?;
     tc.add_filter(LOOPBACK, Hook::Ingress, loaded.classifier("find_socket")?, &name, Does::RedirectTo(ifb))
 }
@@ -110,7 +107,7 @@ struct Place {
     namespace: Namespace,
     tc: Tc,
     /// Our IFB, or why there is none.
-    ifb: Result<(u32, Object)>,
+    ifb: Result<(u32, Tree, Object)>,
     devices: BTreeMap<u32, Equipped>,
     /// What each class had refused when it was asked last.
     dropped: BTreeMap<u32, u32>,
@@ -296,9 +293,9 @@ impl Queue {
             return true;
         }
         for place in self.places.values_mut() {
-            if let Ok((ifb, _)) = place.ifb {
+            if let Ok((_, tree, _)) = place.ifb {
                 for (_, class) in &due {
-                    if let Err(error) = place.tc.delete_class(ifb, *class) {
+                    if let Err(error) = tree.cut_leaf(&mut place.tc, *class) {
                         tracing::debug!("{error}");
                     }
                 }
@@ -342,19 +339,20 @@ impl Place {
 
     /// What each class refused since the last time.
     fn newly_dropped(&mut self) -> Vec<(u32, u64)> {
-        let Ok((ifb, _)) = self.ifb else { return Vec::new() };
-        let drops = self.tc.class_drops(ifb).unwrap_or_else(|error| {
+        let Ok((_, tree, _)) = self.ifb else { return Vec::new() };
+        let counts = tree.counts(&mut self.tc).unwrap_or_else(|error| {
             tracing::debug!("{error}");
             Vec::new()
         });
-        let newly = |(class, now): (u32, u32)| {
+        let newly = |(class, count): (u32, ClassCount)| {
+            let now = count.dropped;
             let before = self.dropped.insert(class, now).unwrap_or(0);
             (class, u64::from(now.wrapping_sub(before)))
         };
-        drops.into_iter().map(newly).collect()
+        counts.into_iter().map(newly).collect()
     }
 
-    fn make_ifb(&mut self) -> Result<(u32, Object)> {
+    fn make_ifb(&mut self) -> Result<(u32, Tree, Object)> {
         let name = own_name();
         let object = Object::Ifb { namespace: self.inode, name: name.clone() };
         let index = make(&object, || {
@@ -362,9 +360,11 @@ impl Place {
             fault::point("queue.ifb");
             Ok(index)
         });
-        let made = index.and_then(|index| self.tc.add_htb(index).map(|()| index));
-        match made {
-            Ok(index) => Ok((index, object)),
+        let planted = index.and_then(|index| {
+            Tree::plant(&mut self.tc, index, CLASS_MAJOR, Rest::Passes).map(|tree| (index, tree))
+        });
+        match planted {
+            Ok((index, tree)) => Ok((index, tree, object)),
             Err(error) => {
                 unmake(&object, &mut self.tc);
                 Err(error)
@@ -373,12 +373,9 @@ impl Place {
     }
 
     fn set_class(&mut self, class: Class) -> Result<()> {
-        let Ok((ifb, _)) = self.ifb else { return Ok(()) };
-        let rate = (u128::from(class.rate) * u128::from(FRAME) / u128::from(PACKET)) as u64;
-        // What a late timer may catch up with: 10 ms.
-        let burst = (rate / 100).max(2 * FRAME);
-        self.tc.set_class(ifb, class.id, rate, burst)?;
-        self.tc.set_queue(ifb, class.id, class.rate.clamp(LEAST_BYTES, MOST_BYTES) as u32)
+        let Ok((_, tree, _)) = self.ifb else { return Ok(()) };
+        let room = class.rate.clamp(LEAST_BYTES, MOST_BYTES) as u32;
+        tree.set_leaf(&mut self.tc, class.id, class.rate, room)
     }
 
     /// No packet may be sent to a class that is not there: it would pass without being held.
@@ -391,7 +388,7 @@ impl Place {
                 unmake(&filter, &mut self.tc);
             }
         }
-        if let Ok((_, object)) = std::mem::replace(&mut self.ifb, Err(error)) {
+        if let Ok((_, _, object)) = std::mem::replace(&mut self.ifb, Err(error)) {
             unmake(&object, &mut self.tc);
         }
     }
@@ -482,7 +479,7 @@ impl Place {
         objects: &mut Vec<Object>,
     ) -> Result<()> {
         let ifb = match &self.ifb {
-            Ok((index, _)) => *index,
+            Ok((index, _, _)) => *index,
             Err(error) => return Err(error.clone()),
         };
         let program = loaded.classifier("find_socket")?;
@@ -531,7 +528,7 @@ impl Place {
     fn is_whole(&mut self) -> Result<()> {
         let devices = self.tc.devices()?;
         let there = |index: u32| devices.iter().find(|device| device.index == index);
-        if let Ok((ifb, object)) = &self.ifb
+        if let Ok((ifb, _, object)) = &self.ifb
             && !there(*ifb).is_some_and(|device| device.up && device.name.starts_with(PREFIX))
         {
             return Err(Error::failed(format!("{object} is gone")));
@@ -563,7 +560,7 @@ impl Drop for Place {
                 unmake(&object, &mut self.tc);
             }
         }
-        if let Ok((_, object)) = &self.ifb {
+        if let Ok((_, _, object)) = &self.ifb {
             unmake(object, &mut self.tc);
         }
     }
@@ -581,27 +578,8 @@ fn own_name() -> String {
 
 /// Makes an object after it was written down.
 fn make<T>(object: &Object, make: impl FnOnce() -> Result<T>) -> Result<T> {
-    let journal = journal::current().ok_or_else(|| {
-        Error::failed(format!("make {object}: there is no journal in which it could be written down first"))
-    })?;
-    journal.borrow_mut().record(object.clone())?;
-    fault::point("queue.recorded");
-    make()
-}
-
-/// Removes an object, if it is there, and strikes it out. What can't be removed stays in the journal.
-fn unmake(object: &Object, tc: &mut Tc) {
-    match object.take_from(tc) {
-        Ok(_) => forget(object),
-        Err(error) => tracing::error!("{error}"),
-    }
-}
-
-/// Strikes an object out that is not there, or not ours.
-fn forget(object: &Object) {
-    if let Some(journal) = journal::current()
-        && let Err(error) = journal.borrow_mut().done(object)
-    {
-        tracing::error!("{error}");
-    }
+    made::make(object, || {
+        fault::point("queue.recorded");
+        make()
+    })
 }

@@ -1,24 +1,22 @@
 //! The table of one network namespace.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
     os::fd::AsFd,
-    path::Path,
 };
 
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::plan::{self, BucketId, Drain, Nowhere, State};
 use crate::{
-    backend::addresses::{self, Address, Sockets},
+    backend::{addresses::Sockets, crowd::Leaf, crowded::Place, old::OldSockets},
     error::{Context, Error, Kind, Result},
     kernel::{
         fault,
         netns::Namespace,
         nft::{Count, Nft, Part, Step, Verdict},
-        process,
         sock_diag::{Protocol, SockDiag, Socket},
     },
     model::{Counters, Direction, LimitId},
@@ -39,57 +37,20 @@ const CHARGED: u64 = 65_535;
 const MOST_DRAINED: u64 = 256_000_000;
 
 /// A network namespace where limited processes have sockets.
-pub(super) struct Place {
+pub(super) struct Table {
     namespace: Namespace,
     nft: Nft,
     diag: SockDiag,
     direction: Direction,
     state: State,
     nowhere: Nowhere,
-    /// The limits' sockets that are older than they.
-    old: BTreeMap<LimitId, BTreeSet<Address>>,
-    /// Inodes of old sockets that are open to all, and whether others hold them.
-    shared: HashMap<u32, bool>,
+    old: OldSockets,
     versions: u32,
 }
 
-impl Place {
-    /// Makes the table, which holds nobody yet.
-    pub fn open(namespace: Namespace, direction: Direction) -> Result<Self> {
-        let suffix = format!("{}-{direction}", std::process::id());
-        let mut nft = Nft::open_in(&namespace, &suffix)?;
-        nft.change(&plan::begin(direction, LEASE_MS)).map_err(about_us)?;
-        let nowhere = match direction {
-            Direction::Upload => nowhere(&namespace, &mut nft),
-            Direction::Download => None,
-        };
-        fault::point("nft.table");
-        let diag = SockDiag::open_in(&namespace)?;
-        Ok(Self {
-            namespace,
-            nft,
-            diag,
-            direction,
-            state: State::default(),
-            nowhere,
-            old: BTreeMap::new(),
-            shared: HashMap::new(),
-            versions: 0,
-        })
-    }
-
-    /// Whether any limit is here.
-    pub fn is_empty(&self) -> bool {
-        self.state.limits.is_empty()
-    }
-
-    /// All sockets of the namespace.
-    pub fn sockets(&mut self) -> Result<Vec<Socket>> {
-        self.diag.list(&Protocol::ALL, false)
-    }
-
+impl Table {
     /// Makes a bucket with this rate, and empties it: a new one is full, and would pass a second's worth at once.
-    pub fn make_bucket(&mut self, limit: LimitId, rate: u64) -> Result<BucketId> {
+    fn make_bucket(&mut self, limit: LimitId, rate: u64) -> Result<BucketId> {
         self.versions += 1;
         let bucket = BucketId { limit, version: self.versions };
         let mut state = self.state.clone();
@@ -108,77 +69,11 @@ impl Place {
     }
 
     /// Gives a limit this bucket.
-    pub fn set(&mut self, bucket: BucketId) -> Result<()> {
+    fn set(&mut self, bucket: BucketId) -> Result<()> {
         let mut state = self.state.clone();
         state.buckets.retain(|id, _| id.limit != bucket.limit || *id == bucket);
         state.limits.insert(bucket.limit, bucket.version);
         self.become_state(state)
-    }
-
-    /// The limit's processes are in these leaves now.
-    pub fn set_leaves(&mut self, limit: LimitId, leaves: impl Iterator<Item = plan::Place>) -> Result<()> {
-        let mut state = self.state.clone();
-        state.cgroups.retain(|_, id| *id != limit);
-        state.cgroups.extend(leaves.map(|place| (place, limit)));
-        self.become_state(state)
-    }
-
-    /// The limit ends here.
-    pub fn remove(&mut self, limit: LimitId) -> Result<()> {
-        self.old.remove(&limit);
-        let mut state = self.state.clone();
-        state.buckets.retain(|id, _| id.limit != limit);
-        state.limits.remove(&limit);
-        state.cgroups.retain(|_, id| *id != limit);
-        state.addresses = addresses::by_address(&self.old);
-        self.become_state(state)
-    }
-
-    /// Whether the limit is in force here.
-    pub fn holds(&self, limit: LimitId) -> bool {
-        self.state.limits.contains_key(&limit)
-    }
-
-    /// Looks for the limit's sockets that are older than it among those of the namespace (`all`), and holds them.
-    /// `inodes` are those of its processes (`pids`), `knows` says which cgroups are known by themselves.
-    pub fn hold_old(
-        &mut self,
-        limit: LimitId,
-        all: &[Socket],
-        inodes: &HashSet<u32>,
-        pids: &HashSet<u32>,
-        knows: &dyn Fn(Option<u64>) -> bool,
-    ) -> Result<Sockets> {
-        let open: HashSet<u32> = addresses::open_to_all(all, inodes, knows).collect();
-        self.find_sharers(&open, pids)?;
-        let elsewhere = open.iter().copied().filter(|inode| self.shared.get(inode) == Some(&true)).collect();
-        let none = BTreeSet::new();
-        let before = self.old.get(&limit).unwrap_or(&none);
-        let found = addresses::addresses(all, inodes, knows, &elsewhere, before);
-        if found.addresses != *before {
-            self.old.insert(limit, found.addresses.clone());
-            let mut state = self.state.clone();
-            state.addresses = addresses::by_address(&self.old);
-            state.slots = state.addresses.values().map(Vec::len).max().unwrap_or(0).max(state.slots);
-            self.become_state(state)?;
-        }
-        Ok(found)
-    }
-
-    /// Looks which of these others hold too, once for each.
-    fn find_sharers(&mut self, open: &HashSet<u32>, pids: &HashSet<u32>) -> Result<()> {
-        let new: HashSet<u32> =
-            open.iter().copied().filter(|inode| !self.shared.contains_key(inode)).collect();
-        if new.is_empty() {
-            return Ok(());
-        }
-        let proc = Path::new(process::PROC);
-        let mut elsewhere = HashSet::<u32>::new();
-        for pid in process::all(proc)?.into_iter().filter(|pid| !pids.contains(pid)) {
-            elsewhere.extend(process::socket_inodes(proc, pid).intersection(&new));
-        }
-        self.shared.extend(new.into_iter().map(|inode| (inode, elsewhere.contains(&inode))));
-        Ok(())
     }
 
     fn become_state(&mut self, state: State) -> Result<()> {
@@ -187,9 +82,91 @@ impl Place {
         self.state = state;
         Ok(())
     }
+}
 
-    /// Extends the lease. True when it had run out.
-    pub fn renew(&mut self) -> Result<bool> {
+impl Place for Table {
+    const NESTS: bool = true;
+
+    fn name(_: Direction) -> &'static str {
+        "nftables"
+    }
+
+    fn open(namespace: Namespace, direction: Direction) -> Result<Self> {
+        let suffix = format!("{}-{direction}", std::process::id());
+        let mut nft = Nft::open_in(&namespace, &suffix)?;
+        nft.change(&plan::begin(direction, LEASE_MS)).map_err(about_us)?;
+        let nowhere = match direction {
+            Direction::Upload => nowhere(&namespace, &mut nft),
+            Direction::Download => None,
+        };
+        fault::point("crowd.table");
+        let diag = SockDiag::open_in(&namespace)?;
+        Ok(Self {
+            namespace,
+            nft,
+            diag,
+            direction,
+            state: State::default(),
+            nowhere,
+            old: OldSockets::default(),
+            versions: 0,
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.state.limits.is_empty()
+    }
+
+    fn sockets(&mut self) -> Result<Vec<Socket>> {
+        self.diag.list(&Protocol::ALL, false)
+    }
+
+    fn set_rate(&mut self, limit: LimitId, rate: u64) -> Result<()> {
+        let bucket = self.make_bucket(limit, rate)?;
+        self.set(bucket)
+    }
+
+    fn set_leaves(&mut self, limit: LimitId, leaves: &[Leaf]) -> Result<()> {
+        let mut state = self.state.clone();
+        state.cgroups.retain(|_, id| *id != limit);
+        let places = leaves.iter().map(|leaf| plan::Place { level: leaf.level, cgroup: leaf.id });
+        state.cgroups.extend(places.map(|place| (place, limit)));
+        self.become_state(state)
+    }
+
+    fn remove(&mut self, limit: LimitId) -> Result<()> {
+        self.old.forget(limit);
+        let mut state = self.state.clone();
+        state.buckets.retain(|id, _| id.limit != limit);
+        state.limits.remove(&limit);
+        state.cgroups.retain(|_, id| *id != limit);
+        state.addresses = self.old.by_address();
+        self.become_state(state)
+    }
+
+    fn holds(&self, limit: LimitId) -> bool {
+        self.state.limits.contains_key(&limit)
+    }
+
+    fn hold_old(
+        &mut self,
+        limit: LimitId,
+        all: &[Socket],
+        inodes: &HashSet<u32>,
+        pids: &HashSet<u32>,
+        knows: &dyn Fn(Option<u64>) -> bool,
+    ) -> Result<Sockets> {
+        let (found, changed) = self.old.look(limit, all, inodes, pids, knows)?;
+        if changed {
+            let mut state = self.state.clone();
+            state.addresses = self.old.by_address();
+            state.slots = state.addresses.values().map(Vec::len).max().unwrap_or(0).max(state.slots);
+            self.become_state(state)?;
+        }
+        Ok(found)
+    }
+
+    fn renew(&mut self) -> Result<bool> {
         match self.nft.change(&plan::renew(LEASE_MS)) {
             Ok(()) => Ok(false),
             Err(error) if error.kind == Kind::NotFound => {
@@ -200,8 +177,7 @@ impl Place {
         }
     }
 
-    /// Fails when the kernel does not have what should hold the limits.
-    pub fn verify(&mut self) -> Result<()> {
+    fn verify(&mut self) -> Result<()> {
         let rules = self.nft.rules()?;
         for id in self.state.limits.keys() {
             let chain = format!("limit-{id}");
@@ -212,8 +188,7 @@ impl Place {
         Ok(())
     }
 
-    /// What every limit let through and refused here.
-    pub fn counts(&mut self) -> Result<BTreeMap<LimitId, Counters>> {
+    fn counts(&mut self) -> Result<BTreeMap<LimitId, Counters>> {
         let counts: HashMap<String, Count> = self.nft.counters()?.into_iter().collect();
         let of = |id: &LimitId| {
             let [passed, dropped] =
@@ -228,6 +203,10 @@ impl Place {
             (*id, counters)
         };
         Ok(self.state.limits.keys().map(of).collect())
+    }
+
+    fn credit(rate: u64) -> u64 {
+        rate + u64::from(plan::BURST)
     }
 }
 

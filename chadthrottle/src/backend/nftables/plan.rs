@@ -13,11 +13,15 @@
 //! Nested limits: a leaf within a leaf is met at both depths; an address that several limits hold is in one map
 //! `sockets-N` for each of them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
+pub(super) use crate::backend::tables::{Place, add_lease, renew};
 use crate::{
-    backend::addresses::Address,
-    kernel::nft::{Bucket, Compare, Element, Field, Hook, Key, Part, SetKind, Step, Verdict},
+    backend::{
+        addresses::Address,
+        tables::{self, CGROUPS, Elements, LEVELS, address_key, change_elements, change_levels},
+    },
+    kernel::nft::{Bucket, Compare, Field, Hook, Key, Part, Step, Verdict},
     model::{Direction, LimitId},
 };
 
@@ -37,11 +41,6 @@ pub(super) const BURST: u32 = 65_536;
 /// so this part of the rate, in thousandths, is in the middle for traffic of both kinds.
 const SHARE: u64 = 982;
 
-/// NFPROTO_* of IPv4 and IPv6.
-const FAMILIES: [u8; 2] = [2, 10];
-const LEASE: &str = "lease";
-const LEVELS: &str = "levels";
-const CGROUPS: &str = "cgroups";
 const DRAIN: &str = "drain";
 
 /// A bucket of a limit: a new one for each rate.
@@ -66,13 +65,6 @@ impl BucketId {
 pub(super) struct Drain {
     pub mark: u32,
     pub bucket: BucketId,
-}
-
-/// A cgroup, at its depth.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    pub level: u32,
-    pub cgroup: u64,
 }
 
 /// What a table holds.
@@ -105,32 +97,17 @@ fn chains(id: LimitId) -> [String; 3] {
 /// The steps that make the table. It holds nobody yet.
 pub(super) fn begin(direction: Direction, lease_ms: u64) -> Vec<Step> {
     let (hook, name) = base(direction);
-    let lease = SetKind { fields: vec![Field::Family], map: false, timeout: true };
-    let cgroups = SetKind { fields: vec![Field::Cgroup { level: 0 }], map: true, timeout: false };
-    let without_lease = Part::Among { fields: vec![Field::Family], set: LEASE.into(), not: true };
     let mut steps = vec![
         Step::AddTable,
-        Step::AddSet(LEASE.into(), lease),
-        Step::AddSet(CGROUPS.into(), cgroups),
+        tables::lease(),
+        tables::cgroups(),
         Step::AddChain(name.into(), Some((hook, PRIORITY))),
         Step::AddChain(LEVELS.into(), None),
-        Step::AddRule(name.into(), vec![without_lease, Part::Do(Verdict::Accept)]),
+        Step::AddRule(name.into(), tables::without_lease()),
         Step::AddRule(name.into(), vec![Part::Do(Verdict::Jump(LEVELS.into()))]),
     ];
     steps.push(add_lease(lease_ms));
     steps
-}
-
-/// Extends the lease; when it is already over, the first step fails.
-pub(super) fn renew(lease_ms: u64) -> Vec<Step> {
-    let keys = FAMILIES.map(|family| Key(vec![family])).to_vec();
-    vec![Step::DeleteElements(LEASE.into(), keys), add_lease(lease_ms)]
-}
-
-/// Begins it anew.
-pub(super) fn add_lease(lease_ms: u64) -> Step {
-    let element = |family| Element { key: Key(vec![family]), verdict: None, timeout_ms: Some(lease_ms) };
-    Step::AddElements(LEASE.into(), FAMILIES.map(element).to_vec())
 }
 
 fn base(direction: Direction) -> (Hook, &'static str) {
@@ -155,7 +132,9 @@ pub(super) fn change(direction: Direction, old: &State, new: &State, nowhere: &N
         begin_drain(new.drain, &mut steps);
     }
     for slot in old.slots..new.slots {
-        add_slot(direction, slot, &mut steps);
+        tables::add_slot(direction == Direction::Download, slot, &mut steps);
+        let (_, base) = base(direction);
+        steps.push(Step::AddRule(base.into(), vec![Part::Do(Verdict::Jump(tables::chain(slot)))]));
     }
     for (id, version) in &new.limits {
         match old.limits.get(id) {
@@ -168,8 +147,8 @@ pub(super) fn change(direction: Direction, old: &State, new: &State, nowhere: &N
         }
         rules(direction, BucketId { limit: *id, version: *version }, nowhere, &mut steps);
     }
-    change_levels(&old.cgroups, &new.cgroups, &mut steps);
-    change_elements(old, new, &mut steps);
+    change_levels(old.cgroups.keys(), new.cgroups.keys(), &mut steps);
+    change_elements(&elements(old), &elements(new), &mut steps);
     for id in old.limits.keys().filter(|id| !new.limits.contains_key(id)) {
         steps.extend(chains(*id).map(Step::FlushChain));
         steps.extend(chains(*id).map(Step::DeleteChain));
@@ -223,87 +202,8 @@ fn rules(direction: Direction, bucket: BucketId, nowhere: &Nowhere, steps: &mut 
     rule(&over, vec![Part::Do(Verdict::Drop)]);
 }
 
-/// The maps of a slot: connections and bound sockets of each family, ports.
-fn maps(slot: usize) -> [String; 5] {
-    ["flows4", "flows6", "binds4", "binds6", "ports"].map(|name| format!("{name}-{slot}"))
-}
-
-fn add_slot(direction: Direction, slot: usize, steps: &mut Vec<Step>) {
-    // On upload the own end is the source.
-    let near = direction == Direction::Download;
-    let chain = format!("sockets-{slot}");
-    let port = |destination| Field::Port { destination };
-    let ip = |family: usize, destination| match family {
-        0 => Field::Ipv4 { destination },
-        _ => Field::Ipv6 { destination },
-    };
-    let flow = |family| vec![Field::Protocol, ip(family, near), port(near), ip(family, !near), port(!near)];
-    let bind = |family| vec![Field::Protocol, ip(family, near), port(near)];
-    let [flows4, flows6, binds4, binds6, ports] = maps(slot);
-    let kinds = [
-        (flows4, flow(0), Some(FAMILIES[0])),
-        (binds4, bind(0), Some(FAMILIES[0])),
-        (flows6, flow(1), Some(FAMILIES[1])),
-        (binds6, bind(1), Some(FAMILIES[1])),
-        (ports, vec![Field::Protocol, port(near)], None),
-    ];
-    steps.push(Step::AddChain(chain.clone(), None));
-    for (map, fields, family) in kinds {
-        steps.push(Step::AddSet(map.clone(), SetKind { fields: fields.clone(), map: true, timeout: false }));
-        let family = family.map(|family| Part::If(Field::Family, Compare::Is, vec![family]));
-        let rule = family.into_iter().chain([Part::Dispatch { fields, map }]).collect();
-        steps.push(Step::AddRule(chain.clone(), rule));
-    }
-    let (_, base) = base(direction);
-    steps.push(Step::AddRule(base.into(), vec![Part::Do(Verdict::Jump(chain))]));
-}
-
-fn change_levels(old: &BTreeMap<Place, LimitId>, new: &BTreeMap<Place, LimitId>, steps: &mut Vec<Step>) {
-    let levels =
-        |places: &BTreeMap<Place, LimitId>| places.keys().map(|place| place.level).collect::<BTreeSet<_>>();
-    let new = levels(new);
-    if levels(old) != new {
-        steps.push(Step::FlushChain(LEVELS.into()));
-        for level in new {
-            let dispatch = Part::Dispatch { fields: vec![Field::Cgroup { level }], map: CGROUPS.into() };
-            steps.push(Step::AddRule(LEVELS.into(), vec![dispatch]));
-        }
-    }
-}
-
-/// Elements by map: what leaves first, so that what changes can come again.
-fn change_elements(old: &State, new: &State, steps: &mut Vec<Step>) {
-    let (old, new) = (elements(old), elements(new));
-    for (map, before) in &old {
-        let after = new.get(map);
-        let gone: Vec<_> = before
-            .iter()
-            .filter(|(key, verdict)| after.is_none_or(|after| after.get(*key) != Some(*verdict)))
-            .map(|(key, _)| key.clone())
-            .collect();
-        if !gone.is_empty() {
-            steps.push(Step::DeleteElements(map.clone(), gone));
-        }
-    }
-    for (map, after) in &new {
-        let before = old.get(map);
-        let come: Vec<_> = after
-            .iter()
-            .filter(|(key, verdict)| before.is_none_or(|before| before.get(*key) != Some(*verdict)))
-            .map(|(key, verdict)| Element {
-                key: key.clone(),
-                verdict: Some(verdict.clone()),
-                timeout_ms: None,
-            })
-            .collect();
-        if !come.is_empty() {
-            steps.push(Step::AddElements(map.clone(), come));
-        }
-    }
-}
-
-fn elements(state: &State) -> BTreeMap<String, BTreeMap<Key, Verdict>> {
-    let mut maps = BTreeMap::<String, BTreeMap<Key, Verdict>>::new();
+fn elements(state: &State) -> Elements {
+    let mut maps = Elements::new();
     let chain = |id: &LimitId| chains(*id)[0].clone();
     for (place, id) in &state.cgroups {
         let key = Key(place.cgroup.to_ne_bytes().to_vec());
@@ -316,30 +216,6 @@ fn elements(state: &State) -> BTreeMap<String, BTreeMap<Key, Verdict>> {
         }
     }
     maps
-}
-
-/// The map that an address goes to, and its key there.
-fn address_key(address: Address, slot: usize) -> (String, Key) {
-    let [flows4, flows6, binds4, binds6, ports] = maps(slot);
-    let end = |key: Key, end: std::net::SocketAddr| {
-        let key = match end.ip() {
-            std::net::IpAddr::V4(ip) => key.and(&ip.octets()),
-            std::net::IpAddr::V6(ip) => key.and(&ip.octets()),
-        };
-        key.and(&end.port().to_be_bytes())
-    };
-    let start = |protocol: u8| Key::default().and(&[protocol]);
-    match address {
-        Address::Flow { protocol, local, remote } => {
-            let map = if local.is_ipv4() { flows4 } else { flows6 };
-            (map, end(end(start(protocol), local), remote))
-        }
-        Address::Bind { protocol, local } => {
-            let map = if local.is_ipv4() { binds4 } else { binds6 };
-            (map, end(start(protocol), local))
-        }
-        Address::Port { protocol, port } => (ports, start(protocol).and(&port.to_be_bytes())),
-    }
 }
 
 #[cfg(test)]
@@ -433,18 +309,6 @@ mod tests {
     #[test]
     fn nothing_new_is_no_step() {
         assert_eq!(change(Direction::Upload, &one_limit(), &one_limit(), &None), []);
-    }
-
-    #[test]
-    fn keys_are_as_long_as_their_maps_want() {
-        let long = |address| address_key(address, 0);
-        let [local, remote] = ["10.0.0.1:1", "10.0.0.2:2"].map(|end| end.parse().unwrap());
-        let (map, key) = long(Address::Flow { protocol: TCP, local, remote });
-        assert_eq!((map.as_str(), key.0.len()), ("flows4-0", 20));
-        let [local, remote] = ["[::1]:1", "[::2]:2"].map(|end| end.parse().unwrap());
-        let (map, key) = long(Address::Flow { protocol: TCP, local, remote });
-        assert_eq!((map.as_str(), key.0.len()), ("flows6-0", 44));
-        assert_eq!(long(Address::Port { protocol: TCP, port: 80 }).1.0, [6, 0, 0, 0, 0, 80, 0, 0]);
     }
 
     const MARK: u32 = 0x1234;

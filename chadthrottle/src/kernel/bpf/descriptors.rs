@@ -24,6 +24,7 @@ use crate::{
         process::{self, Process},
         sockets,
     },
+    model,
 };
 
 /// What such a walk works with.
@@ -90,6 +91,7 @@ impl Walk<'_> {
             sys::set_socket_value(self.tags, socket, &tag)?;
         }
         let (bytes_acked, bytes_received) = sockets::tcp_bytes(socket).unwrap_or_default();
+        let peer = sockets::peer(socket);
         let mut record = SocketRecord {
             tgid,
             fd,
@@ -102,6 +104,9 @@ impl Walk<'_> {
             namespace: sockets::network_namespace(socket).unwrap_or(0),
             // Where the kernel keeps it, only programs can read it.
             device: if tag.told_device != 0 { tag.told_device } else { tag.last_device },
+            remote: peer.map(|peer| model::address(peer.ip())).unwrap_or_default(),
+            remote_port: peer.map_or(0, |peer| peer.port().into()),
+            pad: 0,
         };
         if let Some(flow) = sys::socket_value::<Flow>(self.flows, socket)? {
             record.level = flow.level;

@@ -2,7 +2,7 @@
 
 use super::{
     Count, attributes,
-    rule::{Bucket, Compare, Element, Field, Hook, Key, Part, SetKind, Step, Verdict},
+    rule::{Bucket, Compare, Element, Field, Hook, Key, Part, SetKind, Step, Value, Verdict},
 };
 use crate::kernel::nl::Message;
 
@@ -10,7 +10,9 @@ const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
 const NFPROTO_UNSPEC: u8 = 0;
-const NFPROTO_INET: u8 = 1;
+/// NFPROTO_INET and NFPROTO_NETDEV.
+pub(super) const INET: u8 = 1;
+pub(super) const NETDEV: u8 = 5;
 
 const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_NEWCHAIN: u16 = 3;
@@ -36,6 +38,12 @@ const NFT_REG_VERDICT: u32 = 0;
 /// The first of sixteen registers of four bytes.
 const FIRST_REGISTER: u32 = 8;
 
+/// NFT_META_PRIORITY.
+const META_PRIORITY: u32 = 2;
+
+/// Elements that packets may add to a set.
+const MOST_LEARNT: u32 = 65_536;
+
 /// Elements of one message: an attribute holds 64 KiB at most.
 const ELEMENTS_AT_ONCE: usize = 256;
 
@@ -49,18 +57,27 @@ pub(super) fn batch() -> [Message; 2] {
 }
 
 fn message(kind: u16, flags: i32) -> Message {
-    Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags as u16, &[NFPROTO_INET, 0, 0, 0])
+    Message::new(NFNL_SUBSYS_NFTABLES << 8 | kind, flags as u16, &[INET, 0, 0, 0])
 }
 
 fn new(kind: u16) -> Message {
     message(kind, libc::NLM_F_CREATE | libc::NLM_F_EXCL)
 }
 
-/// The messages for one step.
-pub(super) fn step(table: &str, step: &Step) -> Vec<Message> {
+/// The messages for one step in a table of that family.
+pub(super) fn step(family: u8, table: &str, step: &Step) -> Vec<Message> {
+    in_inet(table, family, step).into_iter().map(|message| message.with_family(family)).collect()
+}
+
+fn in_inet(table: &str, family: u8, step: &Step) -> Vec<Message> {
     vec![match step {
         Step::AddTable => add_table(table),
         Step::AddChain(name, hook) => add_chain(table, name, *hook),
+        Step::AddArrivals { chain, device, priority } => {
+            // NF_INET_INGRESS, NF_NETDEV_INGRESS.
+            let hook = if family == NETDEV { 0 } else { 5 };
+            add_base_chain(table, chain, hook, *priority, Some(device))
+        }
         Step::DeleteChain(name) => named(message(NFT_MSG_DELCHAIN, 0), table, 3, name),
         Step::FlushChain(name) => named(message(NFT_MSG_DELRULE, 0), table, 2, name),
         Step::AddRule(chain, parts) => add_rule(table, chain, parts),
@@ -71,6 +88,7 @@ pub(super) fn step(table: &str, step: &Step) -> Vec<Message> {
         Step::DeleteElements(set, keys) => {
             return keys.chunks(ELEMENTS_AT_ONCE).map(|chunk| delete_elements(table, set, chunk)).collect();
         }
+        Step::FlushSet(name) => named(message(NFT_MSG_DELSETELEM, 0), table, 2, name),
         Step::AddLimit(name, bucket) => add_limit(table, name, *bucket),
         Step::DeleteLimit(name) => object(message(NFT_MSG_DELOBJ, 0), table, name, NFT_OBJECT_LIMIT),
         Step::AddCounter(name) => {
@@ -107,22 +125,28 @@ fn add_table(table: &str) -> Message {
 }
 
 fn add_chain(table: &str, name: &str, hook: Option<(Hook, i32)>) -> Message {
+    match hook {
+        None => named(new(NFT_MSG_NEWCHAIN), table, 3, name),
+        Some((Hook::Input, priority)) => add_base_chain(table, name, 1, priority, None),
+        Some((Hook::Output, priority)) => add_base_chain(table, name, 3, priority, None),
+    }
+}
+
+fn add_base_chain(table: &str, name: &str, hook: u32, priority: i32, device: Option<&str>) -> Message {
     const NFTA_CHAIN_HOOK: u16 = 4;
     const NFTA_CHAIN_TYPE: u16 = 7;
     const NFTA_HOOK_HOOKNUM: u16 = 1;
     const NFTA_HOOK_PRIORITY: u16 = 2;
+    const NFTA_HOOK_DEV: u16 = 3;
     let mut message = named(new(NFT_MSG_NEWCHAIN), table, 3, name);
-    if let Some((hook, priority)) = hook {
-        message.nested(NFTA_CHAIN_HOOK, |inner| {
-            let number = match hook {
-                Hook::Input => 1,
-                Hook::Output => 3,
-            };
-            word(inner, NFTA_HOOK_HOOKNUM, number);
-            word(inner, NFTA_HOOK_PRIORITY, priority as u32);
-        });
-        message.text(NFTA_CHAIN_TYPE, "filter");
-    }
+    message.nested(NFTA_CHAIN_HOOK, |inner| {
+        word(inner, NFTA_HOOK_HOOKNUM, hook);
+        word(inner, NFTA_HOOK_PRIORITY, priority as u32);
+        if let Some(device) = device {
+            inner.text(NFTA_HOOK_DEV, device);
+        }
+    });
+    message.text(NFTA_CHAIN_TYPE, "filter");
     message
 }
 
@@ -158,8 +182,23 @@ fn part(list: &mut Message, part: &Part) {
                 compare_with(list, FIRST_REGISTER, *compare, value);
             }
         }
-        Part::Among { fields, set, not } => look_up(list, fields, set, false, *not),
-        Part::Dispatch { fields, map } => look_up(list, fields, map, true, false),
+        Part::Among { fields, set, not } => look_up(list, fields, set, None, *not),
+        Part::Dispatch { fields, map } => look_up(list, fields, map, Some(NFT_REG_VERDICT), false),
+        Part::SetPriority(priority) => {
+            put_word(list, FIRST_REGISTER, *priority);
+            set_priority(list, FIRST_REGISTER);
+        }
+        Part::SetPriorityFrom { fields, map } => {
+            look_up(list, fields, map, Some(FIRST_REGISTER), false);
+            set_priority(list, FIRST_REGISTER);
+        }
+        Part::Learn { fields, map, priority, timeout_ms } => {
+            learn(list, fields, map, *priority, *timeout_ms);
+        }
+        Part::Forward(device) => {
+            put_word(list, FIRST_REGISTER, *device);
+            expression(list, "fwd", |data| word(data, 1, FIRST_REGISTER));
+        }
         Part::Over(limit) => refer(list, limit, NFT_OBJECT_LIMIT),
         Part::Count(counter) => refer(list, counter, NFT_OBJECT_COUNTER),
         Part::Do(verdict) => act(list, verdict),
@@ -193,6 +232,7 @@ fn load(list: &mut Message, field: Field, register: u32) {
         Field::Protocol => meta(list, META_L4PROTO),
         Field::Length => meta(list, META_LEN),
         Field::Mark => meta(list, META_MARK),
+        Field::Priority => meta(list, META_PRIORITY),
         Field::Ipv4 { destination } => payload(list, NETWORK, if destination { 16 } else { 12 }),
         Field::Ipv6 { destination } => payload(list, NETWORK, if destination { 24 } else { 8 }),
         Field::Port { destination } => payload(list, TRANSPORT, if destination { 2 } else { 0 }),
@@ -227,26 +267,68 @@ fn compare_with(list: &mut Message, register: u32, compare: Compare, value: &[u8
     });
 }
 
-fn look_up(list: &mut Message, fields: &[Field], set: &str, dispatch: bool, not: bool) {
-    const NFTA_LOOKUP_SET: u16 = 1;
-    const NFTA_LOOKUP_SREG: u16 = 2;
-    const NFTA_LOOKUP_DREG: u16 = 3;
-    const NFTA_LOOKUP_FLAGS: u16 = 5;
-    const NFT_LOOKUP_F_INV: u32 = 1;
+/// Brings a key's fields into registers from the first one on; the next that is free.
+fn load_all(list: &mut Message, fields: &[Field]) -> u32 {
     let mut register = FIRST_REGISTER;
     for field in fields {
         load(list, *field, register);
         register += field.length().div_ceil(4) as u32;
     }
+    register
+}
+
+/// What is found goes to the register `found`.
+fn look_up(list: &mut Message, fields: &[Field], set: &str, found: Option<u32>, not: bool) {
+    const NFTA_LOOKUP_SET: u16 = 1;
+    const NFTA_LOOKUP_SREG: u16 = 2;
+    const NFTA_LOOKUP_DREG: u16 = 3;
+    const NFTA_LOOKUP_FLAGS: u16 = 5;
+    const NFT_LOOKUP_F_INV: u32 = 1;
+    load_all(list, fields);
     expression(list, "lookup", |data| {
         data.text(NFTA_LOOKUP_SET, set);
         word(data, NFTA_LOOKUP_SREG, FIRST_REGISTER);
-        if dispatch {
-            word(data, NFTA_LOOKUP_DREG, NFT_REG_VERDICT);
+        if let Some(register) = found {
+            word(data, NFTA_LOOKUP_DREG, register);
         }
         if not {
             word(data, NFTA_LOOKUP_FLAGS, NFT_LOOKUP_F_INV);
         }
+    });
+}
+
+/// Brings a number of the machine's order into a register.
+fn put_word(list: &mut Message, register: u32, value: u32) {
+    expression(list, "immediate", |data| {
+        word(data, 1, register);
+        data.nested(2, |data| data.attribute(NFTA_DATA_VALUE, &value.to_ne_bytes()));
+    });
+}
+
+fn set_priority(list: &mut Message, register: u32) {
+    const NFTA_META_KEY: u16 = 2;
+    const NFTA_META_SREG: u16 = 3;
+    expression(list, "meta", |data| {
+        word(data, NFTA_META_KEY, META_PRIORITY);
+        word(data, NFTA_META_SREG, register);
+    });
+}
+
+fn learn(list: &mut Message, fields: &[Field], map: &str, priority: u32, timeout_ms: u64) {
+    const NFTA_DYNSET_SET_NAME: u16 = 1;
+    const NFTA_DYNSET_OP: u16 = 3;
+    const NFTA_DYNSET_SREG_KEY: u16 = 4;
+    const NFTA_DYNSET_SREG_DATA: u16 = 5;
+    const NFTA_DYNSET_TIMEOUT: u16 = 6;
+    const NFT_DYNSET_OP_UPDATE: u32 = 1;
+    let value = load_all(list, fields);
+    put_word(list, value, priority);
+    expression(list, "dynset", |data| {
+        data.text(NFTA_DYNSET_SET_NAME, map);
+        word(data, NFTA_DYNSET_OP, NFT_DYNSET_OP_UPDATE);
+        word(data, NFTA_DYNSET_SREG_KEY, FIRST_REGISTER);
+        word(data, NFTA_DYNSET_SREG_DATA, value);
+        long(data, NFTA_DYNSET_TIMEOUT, timeout_ms);
     });
 }
 
@@ -309,20 +391,38 @@ fn add_set(table: &str, name: &str, kind: &SetKind) -> Message {
     const NFTA_SET_DATA_TYPE: u16 = 6;
     const NFTA_SET_DATA_LEN: u16 = 7;
     const NFTA_SET_ID: u16 = 10;
+    const NFTA_SET_DESC: u16 = 9;
+    const NFTA_SET_DESC_SIZE: u16 = 1;
     const NFT_SET_MAP: u32 = 0x8;
     const NFT_SET_TIMEOUT: u32 = 0x10;
+    const NFT_SET_EVAL: u32 = 0x20;
+    /// As nft(8) numbers marks, which are as long.
+    const NUMBER: u32 = 19;
     const NFT_DATA_VERDICT: u32 = 0xffff_ff00;
     let mut message = named(new(NFT_MSG_NEWSET), table, 2, name);
-    let flags = if kind.map { NFT_SET_MAP } else { 0 } | if kind.timeout { NFT_SET_TIMEOUT } else { 0 };
+    let flags = [
+        (kind.value != Value::None, NFT_SET_MAP),
+        (kind.timeout, NFT_SET_TIMEOUT),
+        (kind.learns, NFT_SET_EVAL),
+    ];
+    let flags = flags.iter().filter(|(set, _)| *set).fold(0, |sum, (_, flag)| sum | flag);
     let length: usize = kind.fields.iter().map(|field| field.length().next_multiple_of(4)).sum();
     // One field alone is not padded.
     let length = if let [only] = kind.fields[..] { only.length() } else { length };
     word(&mut message, NFTA_SET_FLAGS, flags);
     word(&mut message, NFTA_SET_KEY_TYPE, key_type(&kind.fields));
     word(&mut message, NFTA_SET_KEY_LEN, length as u32);
-    if kind.map {
-        word(&mut message, NFTA_SET_DATA_TYPE, NFT_DATA_VERDICT);
-        word(&mut message, NFTA_SET_DATA_LEN, 16);
+    let value = match kind.value {
+        Value::None => None,
+        Value::Verdict => Some((NFT_DATA_VERDICT, 16)),
+        Value::Priority => Some((NUMBER, 4)),
+    };
+    if let Some((kind, length)) = value {
+        word(&mut message, NFTA_SET_DATA_TYPE, kind);
+        word(&mut message, NFTA_SET_DATA_LEN, length);
+    }
+    if kind.learns {
+        message.nested(NFTA_SET_DESC, |description| word(description, NFTA_SET_DESC_SIZE, MOST_LEARNT));
     }
     // Must be there; sets are named by their names.
     word(&mut message, NFTA_SET_ID, 1);
@@ -336,7 +436,7 @@ fn key_type(fields: &[Field]) -> u32 {
             Field::Family => 2,
             Field::Protocol => 12,
             Field::Length => 4,
-            Field::Mark => 19,
+            Field::Mark | Field::Priority => 19,
             Field::Ipv4 { .. } => 7,
             Field::Ipv6 { .. } => 8,
             Field::Port { .. } => 13,
@@ -367,6 +467,11 @@ fn add_elements(table: &str, set: &str, list: &[Element]) -> Message {
                 put_key(element, &each.key);
                 if let Some(verdict) = &each.verdict {
                     element.nested(NFTA_SET_ELEM_DATA, |data| put_verdict(data, verdict));
+                }
+                if let Some(priority) = each.priority {
+                    element.nested(NFTA_SET_ELEM_DATA, |data| {
+                        data.attribute(NFTA_DATA_VALUE, &priority.to_ne_bytes());
+                    });
                 }
                 if let Some(timeout) = each.timeout_ms {
                     long(element, NFTA_SET_ELEM_TIMEOUT, timeout);
@@ -432,10 +537,10 @@ pub(super) fn counter(table: &str, answer: &[u8]) -> Option<(String, Count)> {
 }
 
 /// Asks for all rules of a table.
-pub(super) fn list_rules(table: &str) -> Message {
+pub(super) fn list_rules(family: u8, table: &str) -> Message {
     let mut message = message(NFT_MSG_GETRULE, 0);
     message.text(1, table);
-    message
+    message.with_family(family)
 }
 
 /// The chain of an answer's rule, if it is one of that table.

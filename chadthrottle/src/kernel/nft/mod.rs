@@ -10,7 +10,7 @@ mod rule;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-pub use self::rule::{Bucket, Compare, Element, Field, Hook, Key, Part, SetKind, Step, Verdict};
+pub use self::rule::{Bucket, Compare, Element, Field, Hook, Key, Part, SetKind, Step, Value, Verdict};
 use super::{
     journal::PREFIX,
     netns::Namespace,
@@ -33,6 +33,7 @@ pub struct Count {
 /// A connection to nf_tables and, once made, the table that goes with it.
 pub struct Nft {
     netlink: Netlink,
+    family: u8,
     table: String,
 }
 
@@ -41,7 +42,13 @@ impl Nft {
     pub fn open(suffix: &str) -> Result<Self> {
         debug_assert!(!suffix.is_empty());
         let table = format!("{PREFIX}{suffix}");
-        Ok(Self { netlink: Netlink::open(NETLINK_NETFILTER)?, table })
+        Ok(Self { netlink: Netlink::open(NETLINK_NETFILTER)?, family: encode::INET, table })
+    }
+
+    /// The table is of the family netdev, instead of inet.
+    pub fn of_devices(mut self) -> Self {
+        self.family = encode::NETDEV;
+        self
     }
 
     /// For another namespace.
@@ -49,7 +56,7 @@ impl Nft {
         namespace.run(|| Self::open(suffix))
     }
 
-    /// The table's name; its family is inet.
+    /// The table's name.
     pub fn table(&self) -> &str {
         &self.table
     }
@@ -66,7 +73,7 @@ impl Nft {
             let mut bytes = 0;
             let mut end = begin;
             while let Some(step) = steps.get(end) {
-                let more = encode::step(&self.table, step);
+                let more = encode::step(self.family, &self.table, step);
                 let size: usize = more.iter().map(|message| message.len()).sum();
                 if bytes + size > MOST_AT_ONCE && end > begin {
                     break;
@@ -97,7 +104,7 @@ impl Nft {
 
     /// How many rules each chain of the table has; empty: the table is not there.
     pub fn rules(&mut self) -> Result<Vec<String>> {
-        let answers = self.netlink.dump(encode::list_rules(&self.table)).map_err(|cause| {
+        let answers = self.netlink.dump(encode::list_rules(self.family, &self.table)).map_err(|cause| {
             Error::caused(cause.kind, format!("list the rules of table {}", self.table), &cause)
         })?;
         Ok(answers.iter().filter_map(|answer| encode::chain_of_rule(&self.table, answer)).collect())

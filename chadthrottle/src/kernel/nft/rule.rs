@@ -13,6 +13,8 @@ pub enum Field {
     Length,
     /// The packet's mark, four bytes.
     Mark,
+    /// The packet's priority, which may be the id of a class: four bytes.
+    Priority,
     /// IPv4 source, or destination.
     Ipv4 {
         /// Which.
@@ -41,7 +43,7 @@ impl Field {
         match self {
             Self::Family | Self::Protocol => 1,
             Self::Port { .. } => 2,
-            Self::Length | Self::Mark | Self::Ipv4 { .. } => 4,
+            Self::Length | Self::Mark | Self::Priority | Self::Ipv4 { .. } => 4,
             Self::Cgroup { .. } => 8,
             Self::Ipv6 { .. } => 16,
         }
@@ -56,6 +58,7 @@ impl fmt::Display for Field {
             Self::Protocol => f.write_str("meta l4proto"),
             Self::Length => f.write_str("meta length"),
             Self::Mark => f.write_str("meta mark"),
+            Self::Priority => f.write_str("meta priority"),
             Self::Ipv4 { destination } => write!(f, "ip {}addr", way(destination)),
             Self::Ipv6 { destination } => write!(f, "ip6 {}addr", way(destination)),
             Self::Port { destination } => write!(f, "th {}port", way(destination)),
@@ -69,8 +72,8 @@ impl fmt::Display for Field {
 pub struct Key(pub Vec<u8>);
 
 impl Key {
-    /// Adds a field, in network byte order unless it is [`Field::Length`], [`Field::Mark`] or
-    /// [`Field::Cgroup`].
+    /// Adds a field, in network byte order unless it is [`Field::Length`], [`Field::Mark`],
+    /// [`Field::Priority`] or [`Field::Cgroup`].
     pub fn and(mut self, field: &[u8]) -> Self {
         self.0.extend(field);
         self.0.resize(self.0.len().next_multiple_of(4), 0);
@@ -157,6 +160,28 @@ pub enum Part {
     Over(String),
     /// Counts in the named counter, and goes on.
     Count(String),
+    /// Gives the packet this priority, and goes on.
+    SetPriority(u32),
+    /// Gives the packet the priority that the map says; goes on when it does.
+    SetPriorityFrom {
+        /// The key.
+        fields: Vec<Field>,
+        /// Name of the map.
+        map: String,
+    },
+    /// Writes a priority into a map, or prolongs its stay there, and goes on.
+    Learn {
+        /// The key.
+        fields: Vec<Field>,
+        /// Name of the map.
+        map: String,
+        /// What it says.
+        priority: u32,
+        /// When it vanishes, milliseconds.
+        timeout_ms: u64,
+    },
+    /// Sends the packet out of this device (its index). Only in the family netdev.
+    Forward(u32),
     /// Does this.
     Do(Verdict),
 }
@@ -179,6 +204,14 @@ impl fmt::Display for Part {
             Self::Dispatch { fields, map } => write!(f, "{} vmap @{map}", key(fields)),
             Self::Over(limit) => write!(f, "limit name \"{limit}\""),
             Self::Count(counter) => write!(f, "counter name \"{counter}\""),
+            Self::SetPriority(priority) => write!(f, "meta priority set {priority:#x}"),
+            Self::SetPriorityFrom { fields, map } => {
+                write!(f, "meta priority set {} map @{map}", key(fields))
+            }
+            Self::Learn { fields, map, priority, timeout_ms } => {
+                write!(f, "update @{map} {{ {} timeout {timeout_ms}ms : {priority:#x} }}", key(fields))
+            }
+            Self::Forward(device) => write!(f, "fwd to {device}"),
             Self::Do(verdict) => verdict.fmt(f),
         }
     }
@@ -186,8 +219,8 @@ impl fmt::Display for Part {
 
 /// A value as people read it.
 fn number(field: Field, value: &[u8]) -> String {
-    let native =
-        matches!(field, Field::Length | Field::Mark | Field::Cgroup { .. }) && cfg!(target_endian = "little");
+    let native = matches!(field, Field::Length | Field::Mark | Field::Priority | Field::Cgroup { .. })
+        && cfg!(target_endian = "little");
     let fold = |sum: u128, byte: &u8| sum << 8 | u128::from(*byte);
     if native { value.iter().rev().fold(0, fold) } else { value.iter().fold(0, fold) }.to_string()
 }
@@ -210,24 +243,46 @@ impl fmt::Display for Hook {
     }
 }
 
-/// Type of a set's key, by its fields.
+/// What belongs to each element of a set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Nothing.
+    None,
+    /// A verdict.
+    Verdict,
+    /// A priority.
+    Priority,
+}
+
+/// Type of a set, by the fields of its key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SetKind {
     /// The key.
     pub fields: Vec<Field>,
-    /// Each element has a verdict.
-    pub map: bool,
+    /// With a value, it is a map.
+    pub value: Value,
+    /// Packets can add elements ([`Part::Learn`]).
+    pub learns: bool,
     /// Elements can vanish by themselves.
     pub timeout: bool,
 }
 
+impl SetKind {
+    /// A set of such keys, or map to verdicts, that only we change.
+    pub fn of(fields: Vec<Field>, value: Value) -> Self {
+        Self { fields, value, learns: false, timeout: false }
+    }
+}
+
 /// An element of a set.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Element {
     /// Its key.
     pub key: Key,
-    /// In a map, what is to be done.
+    /// In a map of verdicts, what is to be done.
     pub verdict: Option<Verdict>,
+    /// In a map of priorities, which.
+    pub priority: Option<u32>,
     /// When it vanishes, from the moment on when it is added, milliseconds.
     pub timeout_ms: Option<u64>,
 }
@@ -248,6 +303,15 @@ pub enum Step {
     AddTable,
     /// Makes a chain; with a hook, a base chain with this priority.
     AddChain(String, Option<(Hook, i32)>),
+    /// Makes a base chain that sees what arrives at a device, by its name, with this priority.
+    AddArrivals {
+        /// The chain.
+        chain: String,
+        /// The device.
+        device: String,
+        /// Lower ones come first.
+        priority: i32,
+    },
     /// Removes a chain, which must be empty and unused.
     DeleteChain(String),
     /// Empties a chain.
@@ -260,6 +324,8 @@ pub enum Step {
     AddElements(String, Vec<Element>),
     /// Removes elements.
     DeleteElements(String, Vec<Key>),
+    /// Removes all elements.
+    FlushSet(String),
     /// Makes a limit, whose bucket is full.
     AddLimit(String, Bucket),
     /// Removes one, which must be unused.
@@ -278,6 +344,12 @@ impl fmt::Display for Step {
             Self::AddChain(name, Some((hook, priority))) => {
                 write!(f, "add chain {name} {{ type filter hook {hook} priority {priority}; }}")
             }
+            Self::AddArrivals { chain, device, priority } => {
+                write!(
+                    f,
+                    "add chain {chain} {{ type filter hook ingress device {device} priority {priority}; }}"
+                )
+            }
             Self::DeleteChain(name) => write!(f, "delete chain {name}"),
             Self::FlushChain(name) => write!(f, "flush chain {name}"),
             Self::AddRule(chain, parts) => {
@@ -286,17 +358,26 @@ impl fmt::Display for Step {
             }
             Self::AddSet(name, kind) => {
                 let fields: Vec<_> = kind.fields.iter().map(Field::to_string).collect();
-                let verdict = if kind.map { " : verdict" } else { "" };
-                let timeout = if kind.timeout { " flags timeout;" } else { "" };
-                let word = if kind.map { "map" } else { "set" };
-                write!(f, "add {word} {name} {{ typeof {}{verdict};{timeout} }}", fields.join(" . "))
+                let (word, value) = match kind.value {
+                    Value::None => ("set", ""),
+                    Value::Verdict => ("map", " : verdict"),
+                    Value::Priority => ("map", " : meta priority"),
+                };
+                let flags = match (kind.timeout, kind.learns) {
+                    (false, false) => "",
+                    (true, false) => " flags timeout;",
+                    (false, true) => " flags dynamic;",
+                    (true, true) => " flags timeout, dynamic;",
+                };
+                write!(f, "add {word} {name} {{ typeof {}{value};{flags} }}", fields.join(" . "))
             }
             Self::AddElements(set, elements) => {
                 write!(f, "add element {set} {{")?;
-                for Element { key, verdict, timeout_ms } in elements {
+                for Element { key, verdict, priority, timeout_ms } in elements {
                     write!(f, " {key}")?;
                     timeout_ms.iter().try_for_each(|timeout| write!(f, " timeout {timeout}ms"))?;
                     verdict.iter().try_for_each(|verdict| write!(f, " : {verdict}"))?;
+                    priority.iter().try_for_each(|priority| write!(f, " : {priority:#x}"))?;
                 }
                 f.write_str(" }")
             }
@@ -305,6 +386,7 @@ impl fmt::Display for Step {
                 keys.iter().try_for_each(|key| write!(f, " {key}"))?;
                 f.write_str(" }")
             }
+            Self::FlushSet(name) => write!(f, "flush set {name}"),
             Self::AddLimit(name, Bucket { rate, burst }) => {
                 write!(f, "add limit {name} {{ rate over {rate} bytes/second burst {burst} bytes; }}")
             }

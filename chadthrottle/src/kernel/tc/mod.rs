@@ -1,7 +1,9 @@
-//! Traffic control through rtnetlink: the IFB, its HTB with classes, clsact, and filters that redirect.
+//! Traffic control through rtnetlink: the IFB, clsact, filters that redirect; `htb`: queues with classes.
 //!
 //! The messages are written here, because the options of HTB, mirred and cls_bpf are in none of the
 //! netlink crates. Layouts and numbers: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls,tc_act/tc_mirred}.h.
+
+pub mod htb;
 
 use std::{
     os::fd::{AsRawFd, BorrowedFd},
@@ -9,12 +11,13 @@ use std::{
     process::{Command, Stdio},
 };
 
-use chadthrottle_common::abi::CLASS_MAJOR;
+use netlink_sys::protocols::NETLINK_ROUTE;
 
 use super::{
     journal::PREFIX,
     netns::Namespace,
-    rtnetlink::{Attributes, Message, Rtnetlink},
+    nl::{Attributes, Netlink},
+    rtnetlink,
 };
 use crate::error::{Error, Kind, Result};
 
@@ -24,9 +27,6 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
 const RTM_GETQDISC: u16 = 38;
-const RTM_NEWTCLASS: u16 = 40;
-const RTM_DELTCLASS: u16 = 41;
-const RTM_GETTCLASS: u16 = 42;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
@@ -34,7 +34,6 @@ const RTM_GETTFILTER: u16 = 46;
 const CREATE: u16 = libc::NLM_F_CREATE as u16;
 const CREATE_NEW: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
 
-const TC_H_ROOT: u32 = 0xffff_ffff;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 /// Handle of clsact and of the older ingress qdisc: a device has one of them at most.
 const INGRESS_HANDLE: u32 = 0xffff_0000;
@@ -49,9 +48,6 @@ const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
 /// Place of our filters among others': after all that choose theirs by hand.
 pub const PREFERENCE: u16 = 0xc4ad;
-
-/// HTB's least share in one round, bytes. Our classes never share, but without it HTB complains.
-const QUANTUM: u32 = 3_000;
 
 /// Which filters of a device; the value is their parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -85,6 +81,8 @@ pub struct Device {
     pub up: bool,
     /// "ifb", "veth" …; empty for hardware.
     pub kind: String,
+    /// It is a part of this device (a bridge, a bond), which has the addresses; 0: of none.
+    pub master: u32,
 }
 
 /// A filter, as the kernel lists it.
@@ -108,12 +106,12 @@ pub enum Does {
 }
 
 /// Traffic control of one namespace.
-pub struct Tc(Rtnetlink);
+pub struct Tc(Netlink);
 
 impl Tc {
     /// For the calling thread's namespace.
     pub fn open() -> Result<Self> {
-        Rtnetlink::open().map(Self)
+        Netlink::open(NETLINK_ROUTE).map(Self)
     }
 
     /// For another namespace.
@@ -123,7 +121,7 @@ impl Tc {
 
     /// All devices.
     pub fn devices(&mut self) -> Result<Vec<Device>> {
-        let message = Message::link(RTM_GETLINK, 0, 0, 0);
+        let message = rtnetlink::link(RTM_GETLINK, 0, 0, 0);
         let answers = self.0.dump(message).map_err(|cause| explain(cause, "list network devices"))?;
         Ok(answers.iter().filter_map(|answer| device(answer)).collect())
     }
@@ -143,7 +141,7 @@ impl Tc {
             let _ =
                 Command::new("modprobe").args(["--quiet", "ifb", "numifbs=0"]).stderr(Stdio::null()).status();
         }
-        let mut message = Message::link(RTM_NEWLINK, CREATE_NEW, 0, 0);
+        let mut message = rtnetlink::link(RTM_NEWLINK, CREATE_NEW, 0, 0);
         message.text(IFLA_IFNAME, name);
         message.nested(IFLA_LINKINFO, |info| info.text(IFLA_INFO_KIND, "ifb"));
         self.0.act(message).map_err(|cause| explain(cause, doing()))?;
@@ -154,14 +152,14 @@ impl Tc {
             .ok_or_else(|| Error::failed(format!("{}: it is gone again", doing())))?
             .index;
         // A kernel without IPv6 refuses, and needs it as little.
-        let mut message = Message::link(RTM_NEWLINK, 0, index, 0);
+        let mut message = rtnetlink::link(RTM_NEWLINK, 0, index, 0);
         message.nested(IFLA_AF_SPEC, |families| {
             families.nested(libc::AF_INET6 as u16, |inet6| {
                 inet6.attribute(IFLA_INET6_ADDR_GEN_MODE, &[IN6_ADDR_GEN_MODE_NONE]);
             });
         });
         let _ = self.0.act(message);
-        let up = Message::link(RTM_NEWLINK, 0, index, libc::IFF_UP as u32);
+        let up = rtnetlink::link(RTM_NEWLINK, 0, index, libc::IFF_UP as u32);
         self.0.act(up).map_err(|cause| explain(cause, format!("take network device {name} into use")))?;
         Ok(index)
     }
@@ -181,14 +179,14 @@ impl Tc {
         if device.kind != "ifb" {
             return Err(Error::failed(format!("{}: it is no IFB", doing())));
         }
-        absent_is_fine(self.0.act(Message::link(RTM_DELLINK, 0, device.index, 0)))
+        absent_is_fine(self.0.act(rtnetlink::link(RTM_DELLINK, 0, device.index, 0)))
             .map_err(|cause| explain(cause, doing()))
     }
 
     /// Adds clsact to a device. False when it has one, or the older ingress qdisc, already: that is
     /// somebody else's, which stays, and takes our filters as well.
     pub fn add_clsact(&mut self, device: u32) -> Result<bool> {
-        let mut message = Message::tc(RTM_NEWQDISC, CREATE_NEW, device, INGRESS_HANDLE, TC_H_CLSACT, 0);
+        let mut message = rtnetlink::tc(RTM_NEWQDISC, CREATE_NEW, device, INGRESS_HANDLE, TC_H_CLSACT, 0);
         message.text(TCA_KIND, "clsact");
         match self.0.act(message) {
             Ok(()) => Ok(true),
@@ -210,14 +208,14 @@ impl Tc {
                 return Ok(false);
             }
         }
-        let message = Message::tc(RTM_DELQDISC, 0, device, INGRESS_HANDLE, TC_H_CLSACT, 0);
+        let message = rtnetlink::tc(RTM_DELQDISC, 0, device, INGRESS_HANDLE, TC_H_CLSACT, 0);
         absent_is_fine(self.0.act(message))
             .map_err(|cause| explain(cause, format!("remove clsact from network device {device}")))
     }
 
     /// "clsact", "ingress" or none: what takes a device's filters.
     pub fn ingress_kind(&mut self, device: u32) -> Result<Option<String>> {
-        let message = Message::tc(RTM_GETQDISC, 0, device, 0, 0, 0);
+        let message = rtnetlink::tc(RTM_GETQDISC, 0, device, 0, 0, 0);
         let answers = self
             .0
             .dump(message)
@@ -228,82 +226,6 @@ impl Tc {
             (index == device && handle == INGRESS_HANDLE).then(|| attributes.text(TCA_KIND))?
         });
         Ok(kind)
-    }
-
-    /// HTB as root qdisc of an IFB of ours; packets of no class pass at once.
-    pub fn add_htb(&mut self, ifb: u32) -> Result<()> {
-        const TCA_HTB_INIT: u16 = 2;
-        let mut message = Message::tc(RTM_NEWQDISC, CREATE_NEW, ifb, CLASS_MAJOR << 16, TC_H_ROOT, 0);
-        message.text(TCA_KIND, "htb");
-        message.nested(TCA_OPTIONS, |options| {
-            // Version, divisor for the quantum, default class, debug, packets that passed directly.
-            options.words(TCA_HTB_INIT, &[3, 10, 0, 0, 0]);
-        });
-        self.0.act(message).map_err(|cause| explain(cause, format!("add HTB to network device {ifb}")))
-    }
-
-    /// Gives a class its rate, bytes/s, and makes it if it is not there. `burst` bytes may leave at once
-    /// after a pause.
-    pub fn set_class(&mut self, ifb: u32, class: u32, rate: u64, burst: u64) -> Result<()> {
-        const TCA_HTB_PARMS: u16 = 1;
-        const TCA_HTB_RATE64: u16 = 6;
-        const TCA_HTB_CEIL64: u16 = 7;
-        /// struct tc_ratespec, but for the rate: link layer 1 (Ethernet) spares the rate table.
-        const RATE_SPEC: [u8; 8] = [0, 1, 0, 0, 0, 0, 0, 0];
-        let mut message = Message::tc(RTM_NEWTCLASS, CREATE, ifb, class, CLASS_MAJOR << 16, 0);
-        message.text(TCA_KIND, "htb");
-        message.nested(TCA_OPTIONS, |options| {
-            let low = u32::try_from(rate).unwrap_or(u32::MAX);
-            let mut parameters = Vec::new();
-            for _ in ["rate", "ceil"] {
-                parameters.extend(RATE_SPEC);
-                parameters.extend(low.to_ne_bytes());
-            }
-            // Burst as the time it takes, in the scheduler's ticks of 64 ns.
-            let ticks = (u128::from(burst) * 1_000_000_000 / u128::from(rate.max(1))) >> 6;
-            let ticks = u32::try_from(ticks).unwrap_or(u32::MAX);
-            for word in [ticks, ticks, QUANTUM, 0, 0] {
-                parameters.extend(word.to_ne_bytes()); // burst, cburst, quantum, level, priority
-            }
-            options.attribute(TCA_HTB_PARMS, &parameters);
-            if rate > u64::from(u32::MAX) {
-                options.attribute(TCA_HTB_RATE64, &rate.to_ne_bytes());
-                options.attribute(TCA_HTB_CEIL64, &rate.to_ne_bytes());
-            }
-        });
-        self.0.act(message).map_err(|cause| explain(cause, format!("set the rate of class {class:x}")))
-    }
-
-    /// Lets a class hold at most `bytes`.
-    pub fn set_queue(&mut self, ifb: u32, class: u32, bytes: u32) -> Result<()> {
-        let mut message = Message::tc(RTM_NEWQDISC, CREATE, ifb, class << 16, class, 0);
-        message.text(TCA_KIND, "bfifo");
-        message.words(TCA_OPTIONS, &[bytes]); // struct tc_fifo_qopt
-        self.0.act(message).map_err(|cause| explain(cause, format!("set the length of queue {class:x}")))
-    }
-
-    /// Removes a class and what it holds.
-    pub fn delete_class(&mut self, ifb: u32, class: u32) -> Result<bool> {
-        absent_is_fine(self.0.act(Message::tc(RTM_DELTCLASS, 0, ifb, class, 0, 0)))
-            .map_err(|cause| explain(cause, format!("remove class {class:x}")))
-    }
-
-    /// Packets (GRO buffers) that each class refused for want of room, by class.
-    pub fn class_drops(&mut self, ifb: u32) -> Result<Vec<(u32, u32)>> {
-        const TCA_STATS2: u16 = 7;
-        const TCA_STATS_QUEUE: u16 = 3;
-        let answers = self
-            .0
-            .dump(Message::tc(RTM_GETTCLASS, 0, ifb, 0, 0, 0))
-            .map_err(|cause| explain(cause, format!("list the classes of network device {ifb}")))?;
-        let drops = |answer: &Vec<u8>| {
-            let (_, class, _, _) = tc_header(answer)?;
-            let statistics = Attributes::of(Attributes::of(answer.get(TC_HEADER..)?).get(TCA_STATS2)?);
-            // struct gnet_stats_queue: packets, bytes, drops, …
-            let drops = statistics.get(TCA_STATS_QUEUE)?.get(8..12)?;
-            Some((class, u32::from_ne_bytes(drops.try_into().ok()?)))
-        };
-        Ok(answers.iter().filter_map(drops).collect())
     }
 
     /// Adds a filter under [`PREFERENCE`], beside any that are there.
@@ -321,7 +243,7 @@ impl Tc {
         const TC_ACT_STOLEN: u32 = 4;
         const TCA_EGRESS_REDIR: u32 = 1;
         let info = filter_info(PREFERENCE, (libc::ETH_P_ALL as u16).to_be());
-        let mut message = Message::tc(RTM_NEWTFILTER, CREATE_NEW, device, 0, hook.parent(), info);
+        let mut message = rtnetlink::tc(RTM_NEWTFILTER, CREATE_NEW, device, 0, hook.parent(), info);
         message.text(TCA_KIND, "bpf");
         message.nested(TCA_OPTIONS, |options| {
             options.words(TCA_BPF_FD, &[program.as_raw_fd() as u32]);
@@ -347,7 +269,7 @@ impl Tc {
 
     /// The filters of a device.
     pub fn filters(&mut self, device: u32, hook: Hook) -> Result<Vec<Filter>> {
-        let message = Message::tc(RTM_GETTFILTER, 0, device, 0, hook.parent(), 0);
+        let message = rtnetlink::tc(RTM_GETTFILTER, 0, device, 0, hook.parent(), 0);
         let answers = match self.0.dump(message) {
             Ok(answers) => answers,
             // Without clsact there is nothing to list.
@@ -367,7 +289,7 @@ impl Tc {
         let mut deleted = false;
         for filter in self.filters(device, hook)?.into_iter().filter(ours) {
             let info = filter_info(filter.preference, filter.protocol);
-            let mut message = Message::tc(RTM_DELTFILTER, 0, device, filter.handle, hook.parent(), info);
+            let mut message = rtnetlink::tc(RTM_DELTFILTER, 0, device, filter.handle, hook.parent(), info);
             message.text(TCA_KIND, "bpf");
             deleted |= absent_is_fine(self.0.act(message))
                 .map_err(|cause| explain(cause, format!("remove filter {name}")))?;
@@ -419,6 +341,7 @@ fn device(message: &[u8]) -> Option<Device> {
     const HEADER: usize = 16; // struct ifinfomsg
     const IFLA_IFNAME: u16 = 3;
     const IFLA_LINKINFO: u16 = 18;
+    const IFLA_MASTER: u16 = 10;
     const IFLA_INFO_KIND: u16 = 1;
     let word = |at: usize| Some(u32::from_ne_bytes(message.get(at..at + 4)?.try_into().ok()?));
     let attributes = Attributes::of(message.get(HEADER..)?);
@@ -429,5 +352,9 @@ fn device(message: &[u8]) -> Option<Device> {
         hardware: u16::from_ne_bytes(message.get(2..4)?.try_into().ok()?),
         up: word(8)? & libc::IFF_UP as u32 != 0,
         kind: info.and_then(|info| info.text(IFLA_INFO_KIND)).unwrap_or_default(),
+        master: attributes
+            .get(IFLA_MASTER)
+            .and_then(|value| value.try_into().ok())
+            .map_or(0, u32::from_ne_bytes),
     })
 }

@@ -1,0 +1,373 @@
+//! What the backends without eBPF have in common: limits hold crowds ([`super::crowd`]) and sockets older than they
+//! ([`super::addresses`]), in each network namespace by itself. What holds them there is the backend's own
+//! ([`Place`]).
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    os::fd::RawFd,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use super::{
+    Applied, Backend, Checked, Probe, Site,
+    addresses::Sockets,
+    crowd::{self, Leaf},
+};
+use crate::{
+    error::{Error, Kind, Result},
+    kernel::{caps, fault, netns::Namespace, process, sock_diag::Socket},
+    model::{Counters, Direction, Escape, EscapeKind, Limit, LimitId, Rate},
+};
+
+/// How often sockets are looked for while old ones may get an address.
+const FOLLOW: Duration = Duration::from_millis(100);
+/// One count serves all limits of a tick.
+const FRESH: Duration = Duration::from_millis(400);
+
+/// What holds limits in one network namespace, in one direction.
+pub(super) trait Place: Sized {
+    /// Whether several limits can hold one process.
+    const NESTS: bool;
+
+    /// The backend's name in that direction.
+    fn name(direction: Direction) -> &'static str;
+
+    /// Makes it; it holds nobody yet.
+    fn open(namespace: Namespace, direction: Direction) -> Result<Self>;
+
+    /// Whether any limit is here.
+    fn is_empty(&self) -> bool;
+
+    /// Whether the limit is in force here.
+    fn holds(&self, limit: LimitId) -> bool;
+
+    /// Brings a limit into force, which holds nobody yet, or changes its rate (bytes/s).
+    fn set_rate(&mut self, limit: LimitId, rate: u64) -> Result<()>;
+
+    /// The limit's processes are in these leaves now.
+    fn set_leaves(&mut self, limit: LimitId, leaves: &[Leaf]) -> Result<()>;
+
+    /// All sockets of the namespace.
+    fn sockets(&mut self) -> Result<Vec<Socket>>;
+
+    /// Holds the limit's sockets that are not known by their cgroup. `all` are the namespace's, `inodes` those of the
+    /// limit's processes (`pids`), `knows` says which cgroups are known by themselves.
+    fn hold_old(
+        &mut self,
+        limit: LimitId,
+        all: &[Socket],
+        inodes: &HashSet<u32>,
+        pids: &HashSet<u32>,
+        knows: &dyn Fn(Option<u64>) -> bool,
+    ) -> Result<Sockets>;
+
+    /// The limit ends here.
+    fn remove(&mut self, limit: LimitId) -> Result<()>;
+
+    /// Extends the lease. True when it had run out.
+    fn renew(&mut self) -> Result<bool>;
+
+    /// Fails when the kernel does not have what should hold the limits.
+    fn verify(&mut self) -> Result<()>;
+
+    /// What every limit let through and refused here.
+    fn counts(&mut self) -> Result<BTreeMap<LimitId, Counters>>;
+
+    /// Bytes that a limit of this rate (bytes/s) lets through at once after a pause.
+    fn credit(rate: u64) -> u64;
+}
+
+/// One direction of a limit.
+struct Held {
+    crowd: crowd::Shared,
+    rate: u64,
+    /// What passed in places that are gone.
+    before: Counters,
+    /// Old sockets may get an address.
+    unsettled: bool,
+    /// Processes have been moved out of their leaf.
+    moved: usize,
+}
+
+/// Holds the limits of one direction.
+pub(super) struct Crowded<P> {
+    site: Site,
+    direction: Direction,
+    places: BTreeMap<u64, P>,
+    held: BTreeMap<LimitId, Held>,
+    counts: Option<(Instant, BTreeMap<LimitId, Counters>)>,
+    lapsed: HashSet<LimitId>,
+}
+
+/// A limit's processes and what they have open.
+struct Look {
+    processes: HashSet<u32>,
+    /// Inodes of sockets of all kinds.
+    inodes: HashSet<u32>,
+    /// Network namespaces, each with one process in it.
+    namespaces: HashMap<u64, u32>,
+}
+
+impl Look {
+    fn new(pids: &[u32]) -> Self {
+        let proc = Path::new(process::PROC);
+        let mut look = Self {
+            processes: pids.iter().copied().collect(),
+            inodes: HashSet::new(),
+            namespaces: HashMap::new(),
+        };
+        for &pid in pids {
+            look.inodes.extend(process::socket_inodes(proc, pid));
+            if let Some(inode) = process::network_namespace(proc, pid) {
+                look.namespaces.entry(inode).or_insert(pid);
+            }
+        }
+        look
+    }
+}
+
+impl<P: Place> Crowded<P> {
+    /// Opens it, unless `probe` knows a reason against it.
+    pub fn open(site: &Site, direction: Direction, probe: fn(&Site) -> Probe) -> Result<Self> {
+        caps::require(&format!("limiting with {}", P::name(direction)), &caps::FOR_CROWDS)?;
+        if let Probe::Unavailable { reason, mend } = probe(site) {
+            let mend = mend.map(|mend| format!(" (mend: {mend})")).unwrap_or_default();
+            return Err(Error::new(Kind::NoBackend, format!("{reason}{mend}")));
+        }
+        Ok(Self {
+            site: site.clone(),
+            direction,
+            places: BTreeMap::new(),
+            held: BTreeMap::new(),
+            counts: None,
+            lapsed: HashSet::new(),
+        })
+    }
+
+    fn unknown(id: LimitId) -> Error {
+        Error::new(Kind::NotFound, format!("this backend holds no limit {id}"))
+    }
+
+    fn place(&mut self, inode: u64, pid: u32) -> Result<&mut P> {
+        if !self.places.contains_key(&inode) {
+            let namespace = Namespace::of_process(pid)?;
+            if namespace.inode()? != inode {
+                return Err(Error::new(
+                    Kind::NotFound,
+                    format!("process {pid} has moved to another network namespace"),
+                ));
+            }
+            self.places.insert(inode, P::open(namespace, self.direction)?);
+        }
+        self.places.get_mut(&inode).ok_or_else(|| Error::failed("no place"))
+    }
+
+    fn bring_in(&mut self, limit: &Limit) -> Result<Applied> {
+        let crowd = crowd::join(limit, &self.site)?;
+        let rate = limit.rate.bytes_per_second();
+        let pids = crowd.borrow().processes();
+        if !P::NESTS {
+            self.require_free(&pids)?;
+        }
+        let held = Held { crowd, rate, before: Counters::default(), unsettled: false, moved: 0 };
+        self.held.insert(limit.id, held);
+        let look = Look::new(&pids);
+        let sockets = self.hold(limit.id, &look)?;
+        // What was on its way from one table to another when it was looked at.
+        let again = Look::new(&pids);
+        let sockets = if again.inodes == look.inodes { sockets } else { self.hold(limit.id, &again)? };
+        fault::point("crowd.applied");
+        for place in self.places.values_mut() {
+            place.verify()?;
+        }
+        Ok(Applied { processes: pids.len() as u32, sockets })
+    }
+
+    /// Fails when another limit holds one of these processes.
+    fn require_free(&self, pids: &[u32]) -> Result<()> {
+        for (id, held) in &self.held {
+            let others = held.crowd.borrow().processes();
+            if let Some(pid) = others.iter().find(|pid| pids.contains(pid)) {
+                let name = P::name(self.direction);
+                let message =
+                    format!("process {pid} is under limit {id}, and {name} has one limit for a process");
+                return Err(Error::new(Kind::NoBackend, message));
+            }
+        }
+        Ok(())
+    }
+
+    /// Holds the limit's processes in every namespace they are in, and their sockets there; how many these are.
+    fn hold(&mut self, id: LimitId, look: &Look) -> Result<u32> {
+        let held = self.held.get(&id).ok_or_else(|| Self::unknown(id))?;
+        let (crowd, rate) = (held.crowd.clone(), held.rate);
+        let mut sockets = 0;
+        let mut unsettled = false;
+        for (&inode, &pid) in &look.namespaces {
+            let place = match self.place(inode, pid) {
+                Ok(place) => place,
+                // Ended meanwhile.
+                Err(error) if error.kind == Kind::NotFound && look.namespaces.len() > 1 => continue,
+                Err(error) => return Err(error),
+            };
+            if !place.holds(id) {
+                place.set_rate(id, rate)?;
+                place.set_leaves(id, crowd.borrow().leaves())?;
+            }
+            let all = place.sockets()?;
+            let knows = |cgroup| crowd.borrow().knows_by_cgroup(cgroup);
+            let found = place.hold_old(id, &all, &look.inodes, &look.processes, &knows)?;
+            sockets += found.count;
+            unsettled |= found.unsettled;
+        }
+        if let Some(held) = self.held.get_mut(&id) {
+            held.unsettled = unsettled;
+        }
+        Ok(sockets)
+    }
+
+    fn change(&mut self, limit: &Limit) -> Result<Applied> {
+        let held = self.held.get_mut(&limit.id).ok_or_else(|| Self::unknown(limit.id))?;
+        let rate = limit.rate.bytes_per_second();
+        let crowd = held.crowd.clone();
+        if held.rate != rate {
+            held.rate = rate;
+            for place in self.places.values_mut().filter(|place| place.holds(limit.id)) {
+                place.set_rate(limit.id, rate)?;
+            }
+        }
+        let pids = crowd.borrow().processes();
+        let sockets = self.hold(limit.id, &Look::new(&pids))?;
+        Ok(Applied { processes: pids.len() as u32, sockets })
+    }
+
+    fn drop_empty(&mut self) {
+        self.places.retain(|_, place| !place.is_empty());
+    }
+}
+
+impl<P: Place> Backend for Crowded<P> {
+    fn apply(&mut self, limit: &Limit) -> Result<Applied> {
+        if self.held.contains_key(&limit.id) {
+            return self.change(limit);
+        }
+        let applied = self.bring_in(limit);
+        if applied.is_err() {
+            self.remove(limit.id)?;
+        }
+        applied
+    }
+
+    fn remove(&mut self, id: LimitId) -> Result<()> {
+        if self.held.remove(&id).is_none() {
+            return Ok(());
+        }
+        for place in self.places.values_mut().filter(|place| place.holds(id)) {
+            place.remove(id)?;
+        }
+        self.drop_empty();
+        Ok(())
+    }
+
+    fn stats(&mut self, id: LimitId) -> Result<Counters> {
+        let before = self.held.get(&id).ok_or_else(|| Self::unknown(id))?.before;
+        if self.counts.as_ref().is_none_or(|(at, _)| at.elapsed() > FRESH) {
+            let mut sums = BTreeMap::<LimitId, Counters>::new();
+            for place in self.places.values_mut() {
+                for (id, counters) in place.counts()? {
+                    let sum = sums.entry(id).or_default();
+                    *sum = add(*sum, counters);
+                }
+            }
+            self.counts = Some((Instant::now(), sums));
+        }
+        let now = self.counts.as_ref().and_then(|(_, counts)| counts.get(&id)).copied().unwrap_or_default();
+        Ok(add(before, now))
+    }
+
+    fn check(&mut self, id: LimitId) -> Result<Checked> {
+        let held = self.held.get_mut(&id).ok_or_else(|| Self::unknown(id))?;
+        let (pids, moved) = held.crowd.borrow_mut().look()?;
+        held.moved += moved;
+        let mut escapes = Vec::new();
+        if moved > 0 {
+            let message = format!(
+                "{moved} of its processes had been moved out of their cgroup; they are back under the limit"
+            );
+            escapes.push(Escape { kind: EscapeKind::UntrackedProcess, message });
+            let crowd = held.crowd.clone();
+            for place in self.places.values_mut().filter(|place| place.holds(id)) {
+                place.set_leaves(id, crowd.borrow().leaves())?;
+            }
+        }
+        let sockets = self.hold(id, &Look::new(&pids))?;
+        for place in self.places.values_mut().filter(|place| place.holds(id)) {
+            if let Err(error) = place.verify() {
+                escapes.push(Escape { kind: EscapeKind::DeadLink, message: error.to_string() });
+            }
+        }
+        if self.lapsed.remove(&id) {
+            let message =
+                "the owner was too slow to say that it lives; until it did, nothing was limited".to_owned();
+            escapes.push(Escape { kind: EscapeKind::LeaseExpired, message });
+        }
+        Ok(Checked { processes: pids.len() as u32, sockets, escapes, rungs: Vec::new() })
+    }
+
+    fn credit(&self, rate: Rate) -> u64 {
+        P::credit(rate.bytes_per_second())
+    }
+
+    fn renew(&mut self) -> Result<()> {
+        crowd::tidy();
+        let mut failure = None;
+        let mut lapsed = false;
+        for place in self.places.values_mut() {
+            match place.renew() {
+                Ok(late) => lapsed |= late,
+                Err(error) => failure = Some(error),
+            }
+        }
+        if lapsed {
+            self.lapsed.extend(self.held.keys());
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    fn follow(&mut self) -> Result<Option<Duration>> {
+        let unsettled: Vec<_> =
+            self.held.iter().filter(|(_, held)| held.unsettled).map(|(id, _)| *id).collect();
+        for &id in &unsettled {
+            let pids = self.held.get(&id).map(|held| held.crowd.borrow().processes()).unwrap_or_default();
+            self.hold(id, &Look::new(&pids))?;
+        }
+        Ok((!unsettled.is_empty()).then_some(FOLLOW))
+    }
+
+    fn ended(&mut self) -> Result<Vec<LimitId>> {
+        let over = |held: &Held| held.crowd.borrow().processes().is_empty();
+        Ok(self.held.iter().filter(|(_, held)| over(held)).map(|(id, _)| *id).collect())
+    }
+
+    fn wake_fd(&self) -> Option<RawFd> {
+        None
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        self.held.clear();
+        self.places.clear();
+        Ok(())
+    }
+}
+
+pub(super) fn add(a: Counters, b: Counters) -> Counters {
+    Counters {
+        passed_packets: a.passed_packets + b.passed_packets,
+        passed_bytes: a.passed_bytes + b.passed_bytes,
+        dropped_packets: a.dropped_packets + b.dropped_packets,
+        dropped_bytes: a.dropped_bytes + b.dropped_bytes,
+        delayed_packets: a.delayed_packets + b.delayed_packets,
+        marked_packets: a.marked_packets + b.marked_packets,
+    }
+}

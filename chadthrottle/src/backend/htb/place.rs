@@ -1,0 +1,448 @@
+//! What holds limits with HTB in one network namespace: on upload a tree on each device, on download one on an IFB
+//! of ours, to which what arrives at the devices is sent.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::plan::{self, MAJOR, State};
+use crate::{
+    backend::{
+        addresses::{self, Address, Sockets},
+        crowd::Leaf,
+        crowded::{Place, add},
+        made::{forget, make, unmake},
+        old::OldSockets,
+        tables,
+        tree::{RELEASED, Rest, Tree},
+    },
+    error::{Error, Kind, Result},
+    kernel::{
+        fault,
+        journal::{Object, PREFIX},
+        netns::Namespace,
+        nft::Nft,
+        sock_diag::{Protocol, SockDiag, Socket},
+        tc::{Device, Tc},
+    },
+    model::{Counters, Direction, LimitId},
+};
+
+/// How long anybody is held without a sign of life, milliseconds.
+const LEASE_MS: u64 = 3_000;
+
+/// ARPHRD_* of devices whose packets HTB counts with an Ethernet header.
+const FRAMED: [u16; 2] = [1, 772];
+const HEADER: u64 = 14;
+
+/// What may wait: this part of a second's worth, within bounds, bytes.
+const PART: u64 = 4;
+const LEAST_BYTES: u64 = 256 * 1024;
+const MOST_BYTES: u64 = 8 * 1024 * 1024;
+
+/// How long what waits has to leave when its limit is over.
+const DRAIN: Duration = Duration::from_millis(200);
+const DRAIN_PAUSE: Duration = Duration::from_millis(2);
+
+/// A device with a tree.
+struct Planted {
+    name: String,
+    tree: Tree,
+    /// Bytes of a packet's link header, which HTB counts and a limit does not.
+    header: u64,
+    object: Object,
+}
+
+/// On download: the IFB, and who sends to it.
+struct Arrival {
+    ifb: u32,
+    /// The second table.
+    forwarder: Nft,
+    /// Devices with chains in both tables, by index: their names.
+    seen: BTreeMap<u32, String>,
+    /// Chains made so far.
+    count: u32,
+}
+
+/// A network namespace.
+pub(super) struct Room {
+    inode: u64,
+    nft: Nft,
+    tc: Tc,
+    diag: SockDiag,
+    direction: Direction,
+    state: State,
+    rates: BTreeMap<LimitId, u64>,
+    old: OldSockets,
+    trees: BTreeMap<u32, Planted>,
+    arrival: Option<Arrival>,
+    /// Limited sockets talk over loopback.
+    loopback: bool,
+}
+
+impl Room {
+    /// Makes the IFB with its tree, and the second table.
+    fn make_arrival(&mut self, namespace: &Namespace) -> Result<()> {
+        // The eBPF backend has one of its own.
+        let name = format!("{PREFIX}{:x}-tc", std::process::id());
+        let object = Object::Ifb { namespace: self.inode, name: name.clone() };
+        let made = make(&object, || {
+            fault::point("htb.recorded");
+            self.tc.add_ifb(&name)
+        });
+        let planted = made.and_then(|ifb| {
+            let mut forwarder =
+                Nft::open_in(namespace, &format!("{}-ifb_tc-forward", std::process::id()))?.of_devices();
+            forwarder.change(&plan::begin_forwarding()).map_err(about_us)?;
+            let tree = Tree::plant(&mut self.tc, ifb, MAJOR, Rest::Passes)?;
+            Ok((ifb, forwarder, tree))
+        });
+        match planted {
+            Ok((ifb, forwarder, tree)) => {
+                let planted = Planted { name, tree, header: HEADER, object };
+                self.trees.insert(ifb, planted);
+                self.arrival = Some(Arrival { ifb, forwarder, seen: BTreeMap::new(), count: 0 });
+                fault::point("htb.planted");
+                Ok(())
+            }
+            Err(error) => {
+                unmake(&object, &mut self.tc);
+                Err(error)
+            }
+        }
+    }
+
+    /// Equips the devices that are not yet. Fails when one can't be, after all others have been.
+    fn equip(&mut self) -> Result<()> {
+        let all = self.tc.devices()?;
+        let mut failure = None;
+        let gone: Vec<u32> =
+            self.trees.keys().copied().filter(|index| !all.iter().any(|it| it.index == *index)).collect();
+        for index in gone {
+            let Some(planted) = self.trees.remove(&index) else { continue };
+            if self.arrival.as_ref().is_some_and(|arrival| arrival.ifb == index) {
+                failure = Some(Error::failed(format!("network device {} is gone", planted.name)));
+            }
+            forget(&planted.object);
+        }
+        if let Some(arrival) = &mut self.arrival {
+            arrival.seen.retain(|index, name| {
+                all.iter().any(|device| device.index == *index && device.name == *name)
+            });
+        }
+        let loopback = self.loopback;
+        for device in all.iter().filter(|device| concerns(device, loopback)) {
+            let equipped = match self.arrival {
+                None => self.plant(device),
+                Some(_) => self.see(device),
+            };
+            if let Err(error) = equipped {
+                failure = Some(error);
+            }
+        }
+        failure.map_or(Ok(()), Err)
+    }
+
+    /// A tree on a device, in place of the kernel's own root qdisc.
+    fn plant(&mut self, device: &Device) -> Result<()> {
+        if let Some(planted) = self.trees.get(&device.index) {
+            if planted.tree.stands(&mut self.tc)? {
+                return Ok(());
+            }
+            tracing::warn!("somebody has removed the {}; it is made again", planted.object);
+            forget(&planted.object);
+            self.trees.remove(&device.index);
+        }
+        if let Some(root) = self.tc.root_qdisc(device.index)?.filter(|root| root.handle != 0) {
+            let message = format!(
+                "{} has a root qdisc of somebody else ({} {:x}:), which stays: what leaves there would not be held",
+                device.name,
+                root.kind,
+                root.handle >> 16
+            );
+            return Err(Error::new(Kind::NoBackend, message));
+        }
+        let object = Object::Htb { namespace: self.inode, device: device.index, major: MAJOR };
+        let planted = make(&object, || {
+            fault::point("htb.recorded");
+            let tree = Tree::plant(&mut self.tc, device.index, MAJOR, Rest::HasAClass)?;
+            fault::point("htb.planted");
+            for (id, rate) in &self.rates {
+                tree.set_branch(&mut self.tc, plan::branch(*id), *rate, room(*rate))?;
+            }
+            Ok(tree)
+        });
+        match planted {
+            Ok(tree) => {
+                let header = if FRAMED.contains(&device.hardware) { HEADER } else { 0 };
+                let planted = Planted { name: device.name.clone(), tree, header, object };
+                self.trees.insert(device.index, planted);
+                Ok(())
+            }
+            Err(error) => {
+                unmake(&object, &mut self.tc);
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends what arrives at a device and has a class to the IFB.
+    fn see(&mut self, device: &Device) -> Result<()> {
+        let Some(arrival) = &mut self.arrival else { return Ok(()) };
+        if arrival.seen.contains_key(&device.index) {
+            return Ok(());
+        }
+        arrival.count += 1;
+        arrival
+            .forwarder
+            .change(&plan::forward(arrival.count, &device.name, arrival.ifb))
+            .and_then(|()| self.nft.change(&plan::see(arrival.count, &device.name)))
+            .map_err(about_us)?;
+        arrival.seen.insert(device.index, device.name.clone());
+        Ok(())
+    }
+
+    fn become_state(&mut self, state: State) -> Result<()> {
+        let steps = plan::change(self.direction, &self.state, &state);
+        self.nft.change(&steps).map_err(about_us)?;
+        self.state = state;
+        Ok(())
+    }
+
+    fn set_branch(&mut self, limit: LimitId, rate: u64) -> Result<()> {
+        for planted in self.trees.values() {
+            planted.tree.set_branch(&mut self.tc, plan::branch(limit), rate, room(rate))?;
+        }
+        Ok(())
+    }
+
+    /// Lets what waits in a limit's classes leave, and removes them.
+    fn cut(&mut self, limit: LimitId) -> Result<()> {
+        let branch = plan::branch(limit);
+        self.set_branch(limit, RELEASED)?;
+        let deadline = Instant::now() + DRAIN;
+        for planted in self.trees.values() {
+            let waits = |tc: &mut Tc| -> Result<bool> {
+                let counts = planted.tree.counts(tc)?;
+                Ok(counts.iter().any(|(class, count)| {
+                    (*class == branch.bulk || *class == branch.urgent) && count.waiting > 0
+                }))
+            };
+            while waits(&mut self.tc)? && Instant::now() < deadline {
+                thread::sleep(DRAIN_PAUSE);
+            }
+        }
+        for planted in self.trees.values() {
+            planted.tree.cut_branch(&mut self.tc, branch)?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether packets of the namespace's sockets may leave or arrive there. What is a part of another device is not
+/// asked: the other one is. Neither are queues; loopback is when limited sockets talk over it.
+fn concerns(device: &Device, loopback: bool) -> bool {
+    const LOOPBACK: u32 = 1;
+    let wanted = device.index != LOOPBACK || loopback;
+    device.up && device.master == 0 && device.kind != "ifb" && wanted
+}
+
+/// Bytes that may wait.
+fn room(rate: u64) -> u32 {
+    (rate / PART).clamp(LEAST_BYTES, MOST_BYTES) as u32
+}
+
+/// Whether both ends of a socket are on this host, as far as its addresses tell.
+fn is_local(address: Address) -> bool {
+    match address {
+        Address::Flow { local, remote, .. } => local.ip().is_loopback() || local.ip() == remote.ip(),
+        Address::Bind { local, .. } => local.ip().is_loopback(),
+        Address::Port { .. } => false,
+    }
+}
+
+/// What nf_tables does not find is not the target.
+fn about_us(error: Error) -> Error {
+    if error.kind == Kind::NotFound { Error { kind: Kind::NoBackend, ..error } } else { error }
+}
+
+impl Place for Room {
+    const NESTS: bool = false;
+
+    fn name(direction: Direction) -> &'static str {
+        match direction {
+            Direction::Upload => "tc_htb",
+            Direction::Download => "ifb_tc",
+        }
+    }
+
+    fn open(namespace: Namespace, direction: Direction) -> Result<Self> {
+        let inode = namespace.inode()?;
+        let suffix = format!("{}-{}", std::process::id(), Self::name(direction));
+        let mut nft = Nft::open_in(&namespace, &suffix)?;
+        nft.change(&plan::begin(direction, LEASE_MS)).map_err(about_us)?;
+        fault::point("crowd.table");
+        let mut place = Self {
+            inode,
+            nft,
+            tc: Tc::open_in(&namespace)?,
+            diag: SockDiag::open_in(&namespace)?,
+            direction,
+            state: State::default(),
+            rates: BTreeMap::new(),
+            old: OldSockets::default(),
+            trees: BTreeMap::new(),
+            arrival: None,
+            loopback: false,
+        };
+        if direction == Direction::Download {
+            place.make_arrival(&namespace)?;
+        }
+        place.equip()?;
+        Ok(place)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.state.limits.is_empty()
+    }
+
+    fn holds(&self, limit: LimitId) -> bool {
+        self.state.limits.contains(&limit)
+    }
+
+    fn set_rate(&mut self, limit: LimitId, rate: u64) -> Result<()> {
+        self.set_branch(limit, rate)?;
+        self.rates.insert(limit, rate);
+        if self.holds(limit) {
+            return Ok(());
+        }
+        if let Some(arrival) = &mut self.arrival {
+            arrival.forwarder.change(&[plan::add_classes(limit)]).map_err(about_us)?;
+        }
+        let mut state = self.state.clone();
+        state.limits.insert(limit);
+        self.become_state(state)
+    }
+
+    fn set_leaves(&mut self, limit: LimitId, leaves: &[Leaf]) -> Result<()> {
+        let mut state = self.state.clone();
+        state.cgroups.retain(|_, id| *id != limit);
+        let places = leaves.iter().map(|leaf| tables::Place { level: leaf.level, cgroup: leaf.id });
+        state.cgroups.extend(places.map(|place| (place, limit)));
+        self.become_state(state)
+    }
+
+    fn sockets(&mut self) -> Result<Vec<Socket>> {
+        self.diag.list(&Protocol::ALL, false)
+    }
+
+    /// On download no socket is known by its cgroup to what only receives, so all are held by their addresses too.
+    fn hold_old(
+        &mut self,
+        limit: LimitId,
+        all: &[Socket],
+        inodes: &HashSet<u32>,
+        pids: &HashSet<u32>,
+        knows: &dyn Fn(Option<u64>) -> bool,
+    ) -> Result<Sockets> {
+        let (found, changed) = match self.direction {
+            Direction::Upload => self.old.look(limit, all, inodes, pids, knows)?,
+            Direction::Download => self.old.look(limit, all, inodes, pids, &|_| false)?,
+        };
+        let mine = all.iter().filter(|socket| inodes.contains(&socket.inode));
+        self.loopback |= mine.filter_map(addresses::address).any(is_local);
+        let equipped = self.equip();
+        if changed {
+            let mut state = self.state.clone();
+            let holders = self.old.by_address().into_iter();
+            state.addresses = holders.filter_map(|(address, ids)| Some((address, *ids.first()?))).collect();
+            self.become_state(state)?;
+        }
+        equipped?;
+        Ok(found)
+    }
+
+    fn remove(&mut self, limit: LimitId) -> Result<()> {
+        self.old.forget(limit);
+        self.rates.remove(&limit);
+        let mut state = self.state.clone();
+        state.limits.remove(&limit);
+        state.cgroups.retain(|_, id| *id != limit);
+        state.addresses.retain(|_, id| *id != limit);
+        self.become_state(state)?;
+        if let Some(arrival) = &mut self.arrival {
+            arrival.forwarder.change(&[plan::delete_classes(limit)]).map_err(about_us)?;
+        }
+        self.cut(limit)
+    }
+
+    fn renew(&mut self) -> Result<bool> {
+        match self.nft.change(&tables::renew(LEASE_MS)) {
+            Ok(()) => Ok(false),
+            Err(error) if error.kind == Kind::NotFound => {
+                self.nft.change(&[tables::add_lease(LEASE_MS)])?;
+                Ok(true)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn verify(&mut self) -> Result<()> {
+        let rules = self.nft.rules()?;
+        for id in &self.state.limits {
+            if !rules.contains(&plan::chain(*id)) {
+                return Err(Error::failed(format!("table {} has no rules for limit {id}", self.nft.table())));
+            }
+        }
+        for planted in self.trees.values() {
+            if !planted.tree.stands(&mut self.tc)? {
+                return Err(Error::failed(format!("network device {} has lost its HTB", planted.name)));
+            }
+        }
+        Ok(())
+    }
+
+    fn counts(&mut self) -> Result<BTreeMap<LimitId, Counters>> {
+        let mut sums: BTreeMap<LimitId, Counters> =
+            self.state.limits.iter().map(|id| (*id, Counters::default())).collect();
+        for planted in self.trees.values() {
+            let counts: BTreeMap<u32, _> = planted.tree.counts(&mut self.tc)?.into_iter().collect();
+            for (id, sum) in &mut sums {
+                let branch = plan::branch(*id);
+                for count in [branch.bulk, branch.urgent].iter().filter_map(|class| counts.get(class)) {
+                    let packets = u64::from(count.packets);
+                    let counters = Counters {
+                        passed_packets: packets,
+                        passed_bytes: count.bytes.saturating_sub(packets * planted.header),
+                        dropped_packets: u64::from(count.dropped),
+                        ..Counters::default()
+                    };
+                    *sum = add(*sum, counters);
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    fn credit(rate: u64) -> u64 {
+        // Bursts of both classes, and what a buffer that stands for many packets is over.
+        rate / 10 + 2 * 65_536
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        // Before what it leads to.
+        self.arrival = None;
+        for limit in std::mem::take(&mut self.rates).into_keys() {
+            if let Err(error) = self.cut(limit) {
+                tracing::debug!("{error}");
+            }
+        }
+        for planted in std::mem::take(&mut self.trees).into_values() {
+            unmake(&planted.object, &mut self.tc);
+        }
+    }
+}

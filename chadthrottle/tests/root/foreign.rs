@@ -1,0 +1,128 @@
+//! What a user has set up with tc(8) and nft(8) stays as it is, whichever backend holds limits beside it.
+
+use std::process::Command;
+
+use chadthrottle::kernel::{netlink::Route, netns::Namespace};
+use libtest_mimic::Trial;
+
+use crate::support::*;
+
+pub fn trials() -> Vec<Trial> {
+    let beside = |upload, download| move |scene: &Scene| stays(scene, upload, download);
+    vec![
+        trial("foreign::stays_beside_ebpf", beside("ebpf", "ebpf")),
+        trial("foreign::stays_beside_nftables", beside("nftables", "nftables")),
+        trial("foreign::stays_beside_htb", beside("tc_htb", "ifb_tc")),
+        trial("foreign::a_root_qdisc_is_a_reason", root_qdisc),
+    ]
+}
+
+/// The limits here, bytes/s.
+const RATE: f64 = 1e6;
+
+/// What the user did, on two devices of theirs (not in use, which would be a reason against `tc_htb`) and the one over
+/// which the limited process talks.
+const SETUP: &[&str] = &[
+    "tc qdisc add dev theirs-1 root handle 1: htb default 20",
+    "tc class add dev theirs-1 parent 1: classid 1:20 htb rate 3mbit",
+    "tc filter add dev theirs-1 parent 1: protocol ip prio 5 u32 match ip dport 99 0xffff flowid 1:20",
+    "tc qdisc add dev theirs-2 root tbf rate 8mbit burst 32k latency 100ms",
+    "tc qdisc add dev chadt-c ingress",
+    "tc filter add dev chadt-c ingress protocol ip prio 7 u32 match ip dport 98 0xffff flowid :1",
+    "nft add table inet theirs",
+    "nft add chain inet theirs out { type filter hook output priority 0 ; }",
+    "nft add rule inet theirs out tcp dport 97 counter drop",
+];
+
+const DUMPS: &[&str] = &[
+    "tc -d qdisc show dev theirs-1",
+    "tc -d class show dev theirs-1",
+    "tc -d filter show dev theirs-1",
+    "tc -d qdisc show dev theirs-2",
+    "tc -d qdisc show dev chadt-c ingress",
+    "tc -d filter show dev chadt-c ingress pref 7",
+    "nft list table inet theirs",
+];
+
+/// Runs a command of the user's in a namespace; what it printed. `None`: there is no such command.
+fn run(namespace: &Namespace, line: &str) -> Result<Option<String>> {
+    let mut words = line.split(' ');
+    let mut command = Command::new(words.next().unwrap_or_default());
+    command.args(words);
+    match namespace.contain(&mut command)?.output() {
+        Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(Error::failed(format!("{line}: {cause}"))),
+        Ok(output) => {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(output.status.success(), "{line}: {said}");
+            Ok(Some(String::from_utf8_lossy(&output.stdout).into_owned()))
+        }
+    }
+}
+
+fn dump(scene: &Scene) -> Result<Vec<String>> {
+    let dumps: Result<Option<Vec<_>>> = DUMPS.iter().map(|line| run(&scene.lab.client, line)).collect();
+    dumps?.ok_or_else(|| Error::failed("tc or nft is gone"))
+}
+
+/// Devices of the user's; whether tc and nft are there to use them.
+fn set_up(scene: &Scene, lines: &[&str]) -> Result<bool> {
+    Route::open_in(&scene.lab.client)?.add_veth("theirs-1", "theirs-2", &scene.lab.client)?;
+    for line in lines {
+        if run(&scene.lab.client, line)?.is_none() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn stays(scene: &Scene, upload: &'static str, download: &'static str) -> Result<Finding> {
+    if !set_up(scene, SETUP)? {
+        return Ok(Finding::Skipped("tc or nft is not installed".into()));
+    }
+    scene.use_backends(upload, download);
+    let before = dump(scene)?;
+    ensure!(before.iter().all(|text| !text.trim().is_empty()), "empty: {before:?}");
+    let pair = Pair::new(scene)?;
+    let limit = scene.limit(&pair.limit(RATE))?;
+    pair.ensure_held(limit.since, RATE)?;
+    let during = dump(scene)?;
+    ensure!(during == before, "during the limit: {during:#?} instead of {before:#?}");
+    let ended = limit.end()?;
+    pair.ensure_free(ended, 1.0)?;
+    scene.await_no_helpers(5.0)?;
+    let after = dump(scene)?;
+    ensure!(after == before, "after the limit: {after:#?} instead of {before:#?}");
+    for line in ["tc qdisc del dev chadt-c ingress", "nft delete table inet theirs", "ip link del theirs-1"] {
+        run(&scene.lab.client, line)?;
+    }
+    Ok(Finding::Holds)
+}
+
+/// Where somebody has a root qdisc `tc_htb` has no place: another backend takes the limit, or nobody.
+fn root_qdisc(scene: &Scene) -> Result<Finding> {
+    const TREE: &str = "tc qdisc add dev chadt-c root handle 7: tbf rate 800mbit burst 128k latency 100ms";
+    if !set_up(scene, &[TREE])? {
+        return Ok(Finding::Skipped("tc is not installed".into()));
+    }
+    let look = "tc -d qdisc show dev chadt-c";
+    let before = run(&scene.lab.client, look)?;
+    let server = scene.server()?;
+    let transfer = scene.run();
+    let client = scene.client(&[format!("connect tcp {} put run={transfer}", scene.tcp(Version::V4))])?;
+    let (status, output) =
+        scene.call(&format!("limit pid:{} -u 1M --upload-backend tc_htb", client.pid()))?;
+    let said = output.messages();
+    let told = said.contains("chadt-c has a root qdisc of somebody else (tbf 7:)");
+    ensure!(status.code() == Some(5) && told, "{status}: {said}");
+    let limit = scene.limit(&format!("pid:{} -u 1M", client.pid()))?;
+    ensure_held(&server, transfer, limit.since, RATE)?;
+    limit.end()?;
+    scene.await_no_helpers(5.0)?;
+    let after = run(&scene.lab.client, look)?;
+    ensure!(after == before, "{after:?} instead of {before:?}");
+    for line in ["tc qdisc del dev chadt-c root", "ip link del theirs-1"] {
+        run(&scene.lab.client, line)?;
+    }
+    Ok(Finding::Holds)
+}
