@@ -9,6 +9,7 @@ pub mod facts;
 pub mod fault;
 pub mod journal;
 pub mod matching;
+pub mod memory;
 pub mod netlink;
 pub mod netns;
 pub mod nft;

@@ -1,9 +1,8 @@
 //! Rows out of a snapshot: processes by themselves, or put together, in an order.
 //!
-//! The steps are [`Filter::select`](super::Filter::select), [`group`], [`sort`]; all are pure.
+//! The steps are [`Filter::select`](super::Filter::select), [`group`], [`sort`](super::order::sort); all are pure.
 
 use std::{
-    cmp::Ordering,
     collections::{BTreeMap, HashMap, HashSet},
     fmt,
     str::FromStr,
@@ -11,7 +10,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Direction, Process, ProcessKey, ProcessKind, Snapshot, Traffic, text::quote};
+pub use super::order::{row_limit, sort};
+use super::{Process, ProcessKey, ProcessKind, Snapshot, Traffic, text::quote};
 use crate::error::{Error, Kind, Result};
 
 /// What makes a row.
@@ -70,7 +70,7 @@ impl FromStr for Grouping {
     }
 }
 
-fn no_such(kind: &str, text: &str, names: &[&str]) -> Error {
+pub(super) fn no_such(kind: &str, text: &str, names: &[&str]) -> Error {
     Error::new(Kind::Usage, format!("{} is no {kind}; there are {}", quote(text), names.join(", ")))
 }
 
@@ -266,284 +266,5 @@ fn tree(
     row
 }
 
-/// What rows are ordered by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SortBy {
-    /// Both rates together.
-    #[default]
-    Rate,
-    /// Bytes/s received.
-    Down,
-    /// Bytes/s sent.
-    Up,
-    /// Bytes in both directions.
-    Total,
-    /// Bytes received.
-    Received,
-    /// Bytes sent.
-    Sent,
-    /// Open sockets.
-    Connections,
-    /// Process id.
-    Pid,
-    /// Label.
-    Name,
-    /// User.
-    User,
-    /// Whether it is limited.
-    Limited,
-    /// The lowest limit on download; those without come after all others.
-    DownLimit,
-    /// The lowest limit on upload; those without come after all others.
-    UpLimit,
-}
-
-impl SortBy {
-    /// All of them.
-    pub const ALL: [Self; 13] = [
-        Self::Rate,
-        Self::Down,
-        Self::Up,
-        Self::Total,
-        Self::Received,
-        Self::Sent,
-        Self::Connections,
-        Self::Pid,
-        Self::Name,
-        Self::User,
-        Self::Limited,
-        Self::DownLimit,
-        Self::UpLimit,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Rate => "rate",
-            Self::Down => "down",
-            Self::Up => "up",
-            Self::Total => "total",
-            Self::Received => "received",
-            Self::Sent => "sent",
-            Self::Connections => "connections",
-            Self::Pid => "pid",
-            Self::Name => "name",
-            Self::User => "user",
-            Self::Limited => "limited",
-            Self::DownLimit => "down-limit",
-            Self::UpLimit => "up-limit",
-        }
-    }
-
-    /// Whether the largest come first unless asked otherwise: so it is with numbers that say how much.
-    pub fn is_descending(self) -> bool {
-        !matches!(self, Self::Pid | Self::Name | Self::User | Self::DownLimit | Self::UpLimit)
-    }
-}
-
-impl fmt::Display for SortBy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
-    }
-}
-
-impl FromStr for SortBy {
-    type Err = Error;
-
-    /// The names that [`fmt::Display`] gives. Errors are [`Kind::Usage`] and list them.
-    fn from_str(text: &str) -> Result<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|by| by.name() == text)
-            .ok_or_else(|| no_such("order", text, &Self::ALL.map(Self::name)))
-    }
-}
-
-/// Orders rows and all that is below them; equal ones by what moves more, then by their keys, so that the order
-/// is the same in every snapshot. `reversed`: against [`SortBy::is_descending`].
-pub fn sort(rows: &mut [Row], snapshot: &Snapshot, by: SortBy, reversed: bool) {
-    rows.sort_by(|one, other| {
-        let order = compare(one, other, snapshot, by);
-        let order = if by.is_descending() != reversed { order.reverse() } else { order };
-        order
-            .then_with(|| other.traffic.bytes().cmp(&one.traffic.bytes()))
-            .then_with(|| one.key.cmp(&other.key))
-    });
-    for row in rows {
-        sort(&mut row.children, snapshot, by, reversed);
-    }
-}
-
-fn compare(one: &Row, other: &Row, snapshot: &Snapshot, by: SortBy) -> Ordering {
-    let number = |of: fn(&Row) -> u64| of(one).cmp(&of(other));
-    let limit = |row: &Row, direction| row_limit(row, snapshot, direction).unwrap_or(u64::MAX);
-    match by {
-        SortBy::Rate => number(|row| row.traffic.rate()),
-        SortBy::Down => number(|row| row.traffic.rx_rate),
-        SortBy::Up => number(|row| row.traffic.tx_rate),
-        SortBy::Total => number(|row| row.traffic.bytes()),
-        SortBy::Received => number(|row| row.traffic.rx_bytes),
-        SortBy::Sent => number(|row| row.traffic.tx_bytes),
-        SortBy::Connections => number(|row| row.connections.into()),
-        SortBy::Limited => number(|row| row.limited.into()),
-        SortBy::Pid => one.first(snapshot).pid.cmp(&other.first(snapshot).pid),
-        SortBy::Name => one.label.to_lowercase().cmp(&other.label.to_lowercase()),
-        SortBy::User => one.first(snapshot).user.cmp(&other.first(snapshot).user),
-        SortBy::DownLimit => limit(one, Direction::Download).cmp(&limit(other, Direction::Download)),
-        SortBy::UpLimit => limit(one, Direction::Upload).cmp(&limit(other, Direction::Upload)),
-    }
-}
-
-/// The lowest limit that holds any member of a row in one direction, bytes/s.
-pub fn row_limit(row: &Row, snapshot: &Snapshot, direction: Direction) -> Option<u64> {
-    let members = row.members.iter().filter_map(|index| {
-        snapshot.rate_limit(&snapshot.processes[*index], direction).map(|rate| rate.bytes_per_second())
-    });
-    members.min()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::{
-        LimitId,
-        snapshot::tests::{limit, process},
-    };
-
-    /// sshd(10) -> bash(20, idle) -> curl(30), wget(40); nginx(50), nginx(60) of one unit; kernel.
-    fn snapshot() -> Snapshot {
-        let mut bash = process(20, 10, "bash");
-        (bash.rx_bytes, bash.rx_rate, bash.connections) = (0, 0, 0);
-        let mut curl = process(30, 20, "curl");
-        curl.user = "alice".into();
-        curl.unit = None;
-        curl.limits = vec![LimitId(1)];
-        let mut wget = process(40, 20, "wget");
-        wget.container = Some("c0ffee".into());
-        wget.user = "alice".into();
-        wget.alive = false;
-        let (first, mut second) = (process(50, 1, "nginx"), process(60, 1, "nginx"));
-        second.user = "www".into();
-        Snapshot {
-            processes: vec![
-                process(10, 1, "sshd"),
-                bash,
-                curl,
-                wget,
-                first,
-                second,
-                Process {
-                    kind: ProcessKind::Kernel,
-                    name: "kernel".into(),
-                    rx_bytes: 5,
-                    ..Process::default()
-                },
-            ],
-            limits: vec![limit(1, Some(7000), None)],
-            ..Snapshot::default()
-        }
-    }
-
-    fn all(snapshot: &Snapshot) -> Vec<usize> {
-        (0..snapshot.processes.len()).collect()
-    }
-
-    /// `label=received bytes`, with what is below in parentheses.
-    fn shape(rows: &[Row]) -> String {
-        let one = |row: &Row| match shape(&row.children) {
-            below if below.is_empty() => format!("{}={}", row.label, row.traffic.rx_bytes),
-            below => format!("{}={}({below})", row.label, row.traffic.rx_bytes),
-        };
-        rows.iter().map(one).collect::<Vec<_>>().join(" ")
-    }
-
-    fn shown(snapshot: &Snapshot, chosen: &[usize], grouping: Grouping) -> String {
-        shape(&group(snapshot, chosen, grouping))
-    }
-
-    #[test]
-    fn sums_of_each_kind() {
-        let snapshot = snapshot();
-        let all = all(&snapshot);
-        for (grouping, expected) in [
-            (Grouping::Process, "sshd=10 curl=30 wget=40 nginx=50 nginx=60 kernel=5"),
-            (Grouping::Tree, "kernel=5 sshd=80(bash=70(curl=30 wget=40)) nginx=50 nginx=60"),
-            (
-                Grouping::Unit,
-                "kernel=5 c0ffee=40 nginx.service=110(nginx=50 nginx=60) sshd.service=10 \
-                 /system.slice/curl.service=30",
-            ),
-            (Grouping::User, "kernel=5 alice=70(curl=30 wget=40) root=60(sshd=10 nginx=50) www=60"),
-            (Grouping::Name, "kernel=5 curl=30 nginx=110(nginx=50 nginx=60) sshd=10 wget=40"),
-        ] {
-            let mut rows = group(&snapshot, &all, grouping);
-            // Trees do not say in which order children come.
-            if grouping == Grouping::Tree {
-                sort(&mut rows, &snapshot, SortBy::Pid, false);
-            }
-            assert_eq!(shape(&rows), expected, "{grouping}");
-        }
-    }
-
-    #[test]
-    fn a_tree_shows_who_is_above_the_chosen_but_counts_only_those() {
-        let snapshot = snapshot();
-        assert_eq!(shown(&snapshot, &[3], Grouping::Tree), "sshd=40(bash=40(wget=40))");
-        let rows = group(&snapshot, &[3], Grouping::Tree);
-        assert_eq!(rows[0].connections, 1);
-        assert!(!rows[0].limited && rows[0].alive);
-        assert!(shown(&snapshot, &[1], Grouping::Tree).is_empty());
-    }
-
-    #[test]
-    fn a_parent_is_not_younger_than_its_child_and_circles_end() {
-        let mut snapshot = snapshot();
-        // The id 20 was used again; the young one is nobody's parent here.
-        let mut again = process(20, 1, "again");
-        again.start_time = 100_000;
-        snapshot.processes.push(again);
-        let all = all(&snapshot);
-        assert!(shown(&snapshot, &all, Grouping::Tree).contains("bash=70("));
-        for (one, other) in [(0, 1), (1, 0)] {
-            snapshot.processes[one].parent = snapshot.processes[other].pid;
-            snapshot.processes[one].start_time = 5;
-        }
-        let rows = group(&snapshot, &all, Grouping::Tree);
-        assert!(rows.iter().any(|row| row.label == "nginx"));
-    }
-
-    #[test]
-    fn orders() {
-        let snapshot = snapshot();
-        let names = |by, reversed| {
-            let mut rows = group(&snapshot, &all(&snapshot), Grouping::Process);
-            sort(&mut rows, &snapshot, by, reversed);
-            rows.iter().map(|row| row.label.clone()).collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(names(SortBy::Rate, false), "nginx nginx wget curl sshd kernel");
-        assert_eq!(names(SortBy::Rate, true), "kernel sshd curl wget nginx nginx");
-        assert_eq!(names(SortBy::Name, false), "curl kernel nginx nginx sshd wget");
-        assert_eq!(names(SortBy::Pid, true), "nginx nginx wget curl sshd kernel");
-        assert!(names(SortBy::Limited, false).starts_with("curl "));
-        assert!(names(SortBy::DownLimit, false).starts_with("curl "));
-        assert!(names(SortBy::User, false).ends_with(" nginx"));
-        let mut rows = group(&snapshot, &all(&snapshot), Grouping::User);
-        sort(&mut rows, &snapshot, SortBy::Received, false);
-        assert_eq!(shape(&rows), "alice=70(wget=40 curl=30) root=60(nginx=50 sshd=10) www=60 kernel=5");
-        assert_eq!(row_limit(&rows[0], &snapshot, Direction::Download), Some(7000));
-        assert_eq!(row_limit(&rows[0], &snapshot, Direction::Upload), None);
-    }
-
-    #[test]
-    fn names_are_read_back() {
-        for grouping in Grouping::ALL {
-            assert_eq!(grouping.to_string().parse::<Grouping>().unwrap(), grouping);
-        }
-        for by in SortBy::ALL {
-            assert_eq!(by.to_string().parse::<SortBy>().unwrap(), by);
-        }
-        assert_eq!(Grouping::Name.next(), Grouping::Process);
-        let error = "x".parse::<SortBy>().unwrap_err();
-        assert!(error.message.contains("'x' is no order; there are rate, down,"), "{error}");
-    }
-}
+mod tests;

@@ -21,6 +21,7 @@ use crate::{
     error::Result,
     kernel::{
         bpf::counters::{ADOPTERS_WANT, Taps},
+        memory,
         netlink::Route,
         process::{self, PROC},
     },
@@ -55,6 +56,8 @@ pub struct Wire {
 pub fn open(site: &Site) -> Result<(Wire, Counting)> {
     let Counted { counting, taps, lacks, sees_all } = ebpf::count(site)?;
     taps.find_owners()?;
+    // Reading the kernel's types took many times what counting takes.
+    memory::give_back();
     let now = Instant::now();
     let wire = Wire {
         taps,

@@ -32,6 +32,8 @@ use crate::{
 
 /// A reading that is no older serves the next client, too.
 const FRESH: Duration = Duration::from_millis(20);
+/// A client that can't take one of its first two snapshots is asked again after so long.
+const SOON: Duration = Duration::from_millis(20);
 /// Seconds between two snapshots.
 const INTERVALS: std::ops::RangeInclusive<f64> = 0.1..=3600.0;
 
@@ -39,8 +41,10 @@ const INTERVALS: std::ops::RangeInclusive<f64> = 0.1..=3600.0;
 struct Watcher {
     interval: Duration,
     connections: bool,
-    /// The next but one comes soon.
+    /// Its second comes soon after the first.
     eager: bool,
+    /// How many it was given.
+    got: u32,
     next_at: Instant,
     /// A snapshot is being made.
     waits: bool,
@@ -105,7 +109,7 @@ impl Desk {
         let interval = Duration::from_secs_f64(request.interval);
         let waits = self.watchers.get(&client).is_some_and(|watcher| watcher.waits);
         let &MonitorRequest { connections, eager, .. } = request;
-        let watcher = Watcher { interval, connections, eager, next_at: now, waits };
+        let watcher = Watcher { interval, connections, eager, got: 0, next_at: now, waits };
         self.watchers.insert(client, watcher);
         Ok(())
     }
@@ -140,14 +144,20 @@ impl Desk {
             .iter_mut()
             .filter(|(_, watcher)| !watcher.waits && watcher.next_at <= now)
             .filter_map(|(client, watcher)| {
-                // A tick that was missed is left out.
-                let first = std::mem::take(&mut watcher.eager);
-                let interval = if first { watcher.interval.min(FIRST_TICK) } else { watcher.interval };
-                watcher.next_at = (watcher.next_at + interval).max(now);
                 if !can_take(*client) {
-                    watcher.next_at = now + watcher.interval;
+                    // At first it is only the line before that has not left yet.
+                    watcher.next_at =
+                        now + if watcher.got < 2 { watcher.interval.min(SOON) } else { watcher.interval };
                     return None;
                 }
+                watcher.next_at = if watcher.eager && watcher.got == 0 {
+                    // Beginning to count may have taken longer than this.
+                    now + watcher.interval.min(FIRST_TICK)
+                } else {
+                    // A tick that was missed is left out.
+                    (watcher.next_at + watcher.interval).max(now)
+                };
+                watcher.got = watcher.got.saturating_add(1);
                 watcher.waits = true;
                 Some((*client, watcher.connections))
             })

@@ -270,7 +270,7 @@ impl Taps {
         let mut records: Vec<CountRecord> =
             bytes.chunks_exact(size_of::<CountRecord>()).map(read_plain).collect();
         // While sockets come and go the walk may meet one twice.
-        records.sort_by_key(|record| record.cookie);
+        records.sort_unstable_by_key(|record| record.cookie);
         records.dedup_by_key(|record| record.cookie);
         Ok(records)
     }
