@@ -109,16 +109,16 @@ fn help_offers_what_is_there_and_nothing_else() {
         "container:",
         "user:",
         "--wait",
+        "completions",
+        "man ",
+        "--scope",
+        "remote:",
+        "port:",
     ] {
         assert!(help.contains(present), "{present}");
     }
     for absent in [
-        "completions",
-        "man ",
-        "--scope",
         "--each",
-        "remote:",
-        "port:",
         "nftables",
         "tc_",
         "owner",
