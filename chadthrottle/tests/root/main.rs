@@ -9,6 +9,7 @@ mod backends;
 mod cleanup;
 mod command;
 mod coverage;
+mod crowds;
 mod exact;
 mod independence;
 mod instrument;
@@ -48,6 +49,7 @@ fn main() -> std::process::ExitCode {
         monitor::trials(),
         targets::trials(),
         scopes::trials(),
+        crowds::trials(),
         backends::trials(),
     ];
     libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
