@@ -160,7 +160,7 @@ fn by_pid(scene: &Scene) -> Result<()> {
     let inside = process::descendants(Path::new(process::PROC), outside.pid())?;
     ensure!(inside.len() == 1, "there are {} processes inside", inside.len());
     const RATE: f64 = 2e6;
-    let limit = scene.limit(&format!("{} -u {RATE}", inside.iter().next().copied().unwrap_or_default()))?;
+    let limit = scene.limit(&format!("{} -u {RATE}", inside[0]))?;
     ensure_held(&server, run, limit.since, RATE)?;
     limit.end().map(drop)
 }
