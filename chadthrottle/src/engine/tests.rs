@@ -414,10 +414,9 @@ fn who_can_not_narrow_a_limit_does_not_get_it() {
         LimitRequest { scope: Scope::Local, ..request(1_000, 0) },
         LimitRequest { targets: vec![port], ..request(1_000, 0) },
     ];
-    for (index, request) in narrow.iter().enumerate() {
-        engine.set(request, ALICE).unwrap();
-        let id = index as u64 + 1;
-        assert!(in_force().contains(&(("best", UP, id), 1_000)), "{:?}", in_force());
+    for request in &narrow {
+        let id = engine.set(request, ALICE).unwrap().0.id;
+        assert!(in_force().contains(&(("best", UP, id.0), 1_000)), "{:?}", in_force());
         let mut insisted = request.clone();
         insisted.backends.upload = Some("good".into());
         let error = engine.set(&insisted, ALICE).unwrap_err();
@@ -425,7 +424,7 @@ fn who_can_not_narrow_a_limit_does_not_get_it() {
             error.kind == Kind::NoBackend && error.to_string().contains("remote addresses or ports"),
             "{error}"
         );
-        assert_eq!(engine.hand_over(LimitId(id), UP, "good").unwrap_err().kind, Kind::NoBackend);
+        assert_eq!(engine.hand_over(id, UP, "good").unwrap_err().kind, Kind::NoBackend);
     }
     let ports = (1..=17).map(|port| format!("port:{port}").parse().unwrap()).collect();
     let error = engine.set(&LimitRequest { targets: ports, ..request(1_000, 0) }, ALICE).unwrap_err();
