@@ -16,7 +16,7 @@ const SWARM: usize = 2_000;
 const SHOT: usize = 10_000;
 /// So many of them at a time at most, as a shell that starts jobs may have.
 const AT_ONCE: usize = 64;
-const SWARM_RATE: f64 = 6e5;
+const SWARM_RATE: f64 = 1e6;
 
 /// Of a unit with 50 processes, and of one of them, which is less than its part; bytes/s.
 const UNIT_RATE: f64 = 10e6;
