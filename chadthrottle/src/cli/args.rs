@@ -243,6 +243,9 @@ pub struct Limit {
     pub rates: Rates,
     #[command(flatten)]
     pub scope: Scope,
+    /// The rates for each target by itself, instead of for all of them together
+    #[arg(long)]
+    pub each: bool,
     #[command(flatten)]
     pub duration: Duration,
     /// Also when nothing is there yet that a target means: a name that no process has, a unit that does not run

@@ -81,7 +81,7 @@ pub fn run(global: &Global, args: &Run) -> Result<u8> {
     let mut client = Some(client);
     let mut pulse = Pulse::new();
     loop {
-        match session::wait(&signals, client.as_mut(), &limit, &mut pulse)? {
+        match session::wait(&signals, client.as_mut(), std::slice::from_ref(&limit), &mut pulse)? {
             Wake::Signal(signal) if signal.ssi_signo == Signal::SIGCHLD as u32 => {
                 if let Some(code) = exit_code(pid)? {
                     if let Some(client) = client {
@@ -91,7 +91,7 @@ pub fn run(global: &Global, args: &Run) -> Result<u8> {
                 }
             }
             Wake::Signal(signal) => pass_on(&signal, pid),
-            Wake::Ended(reason) => {
+            Wake::Ended(_, reason) => {
                 // That the command itself has ended is told by SIGCHLD.
                 if reason != crate::owner::protocol::EndReason::TargetEnded {
                     output::warning(&format!(

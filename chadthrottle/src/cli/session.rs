@@ -14,7 +14,7 @@ use nix::{
 use crate::{
     cli::signals::Signals,
     error::{Context, Error, Result},
-    model::LimitReport,
+    model::{LimitId, LimitReport},
     output::{self, limits},
     owner::{
         client::Client,
@@ -52,9 +52,9 @@ pub fn mismatch(request: &str) -> Error {
 pub enum Wake {
     /// A signal that is watched.
     Signal(siginfo),
-    /// The limit is over.
-    Ended(EndReason),
-    /// The owner is gone, and the limit with it.
+    /// One of the limits is over.
+    Ended(LimitId, EndReason),
+    /// The owner is gone, and the limits with it.
     OwnerGone,
 }
 
@@ -82,40 +82,46 @@ impl Pulse {
     }
 
     /// The owner had nothing to say up to now.
-    fn silent(&mut self, client: &mut Client, limit: &LimitReport) -> Result<()> {
+    fn silent(&mut self, client: &mut Client, held: &[LimitReport]) -> Result<()> {
         if self.due().is_none_or(|due| due > Instant::now()) {
             return Ok(());
         }
         if self.asked_at.is_some() {
             self.lost = true;
-            output::warning(&format!(
-                "{}: its owner (process {}) has not answered for {} s, is it stopped? Until it goes on nothing is limited",
-                limits::subject(limit),
-                limit.owner_pid,
-                SILENCE.as_secs()
-            ));
+            for limit in held {
+                output::warning(&format!(
+                    "{}: its owner (process {}) has not answered for {} s, is it stopped? Until it goes on nothing \
+                     is limited",
+                    limits::subject(limit),
+                    limit.owner_pid,
+                    SILENCE.as_secs()
+                ));
+            }
             return Ok(());
         }
         self.asked_at = Some(Instant::now());
         client.ping()
     }
 
-    fn answered(&mut self, limit: &LimitReport) {
+    fn answered(&mut self, held: &[LimitReport]) {
         self.asked_at = None;
         self.ask_at = Instant::now() + ASK_PERIOD;
         if std::mem::take(&mut self.lost) {
-            output::message(&format!("{}: its owner answers again", limits::subject(limit)));
+            for limit in held {
+                output::message(&format!("{}: its owner answers again", limits::subject(limit)));
+            }
         }
     }
 }
 
-/// Waits for a signal or the end of the limit; shows escapes meanwhile. Without a client only for signals.
+/// Waits for a signal or the end of one of the limits; shows escapes meanwhile. Without a client only for signals.
 pub fn wait(
     signals: &Signals,
     mut client: Option<&mut Client>,
-    limit: &LimitReport,
+    held: &[LimitReport],
     pulse: &mut Pulse,
 ) -> Result<Wake> {
+    let is_ours = |id: LimitId| held.iter().any(|limit| limit.id == id);
     loop {
         if let Some(signal) = signals.next()? {
             return Ok(Wake::Signal(signal));
@@ -137,21 +143,23 @@ pub fn wait(
         };
         let Some(client) = client.as_deref_mut() else { continue };
         if !readable {
-            if let Err(error) = pulse.silent(client, limit) {
+            if let Err(error) = pulse.silent(client, held) {
                 tracing::info!(%error, "the owner's connection broke");
                 return Ok(Wake::OwnerGone);
             }
             continue;
         }
         match client.next_event() {
-            Ok(Some(Reply::Hello { .. })) => pulse.answered(limit),
-            Ok(Some(Reply::Escaped { id, escape })) if id == limit.id => {
-                output::warning(&format!("{}: {escape}", limits::subject(limit)));
+            Ok(Some(Reply::Hello { .. })) => pulse.answered(held),
+            Ok(Some(Reply::Escaped { id, escape })) if is_ours(id) => {
+                for limit in held.iter().filter(|limit| limit.id == id) {
+                    output::warning(&format!("{}: {escape}", limits::subject(limit)));
+                }
             }
-            Ok(Some(Reply::Ended { id, reason: EndReason::OwnerStopped, .. })) if id == limit.id => {
+            Ok(Some(Reply::Ended { id, reason: EndReason::OwnerStopped, .. })) if is_ours(id) => {
                 return Ok(Wake::OwnerGone);
             }
-            Ok(Some(Reply::Ended { id, reason, .. })) if id == limit.id => return Ok(Wake::Ended(reason)),
+            Ok(Some(Reply::Ended { id, reason, .. })) if is_ours(id) => return Ok(Wake::Ended(id, reason)),
             Ok(Some(other)) => tracing::debug!(?other, "not about our limit"),
             Ok(None) => return Ok(Wake::OwnerGone),
             Err(error) => {

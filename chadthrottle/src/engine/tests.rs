@@ -61,6 +61,10 @@ impl Backend for Fake {
         })
     }
 
+    fn narrows(&self) -> bool {
+        self.name == "best"
+    }
+
     fn remove(&mut self, id: LimitId) -> Result<()> {
         world(|world| {
             if world.refuse_remove {
@@ -400,6 +404,43 @@ fn a_limit_is_held_by_the_new_backend_before_the_old_one_lets_go() {
     assert_eq!(engine.hand_over(LimitId(99), UP, "best").unwrap_err().kind, Kind::NotFound);
     let (single, _) = engine.set(&request(1_000, 0), ALICE).unwrap();
     assert_eq!(engine.hand_over(single.id, DOWN, "best").unwrap_err().kind, Kind::NotFound);
+}
+
+#[test]
+fn who_can_not_narrow_a_limit_does_not_get_it() {
+    let mut engine = engine();
+    let port: Target = "port:443".parse().unwrap();
+    let narrow = [
+        LimitRequest { scope: Scope::Local, ..request(1_000, 0) },
+        LimitRequest { targets: vec![port], ..request(1_000, 0) },
+    ];
+    for request in &narrow {
+        let id = engine.set(request, ALICE).unwrap().0.id;
+        assert!(in_force().contains(&(("best", UP, id.0), 1_000)), "{:?}", in_force());
+        let mut insisted = request.clone();
+        insisted.backends.upload = Some("good".into());
+        let error = engine.set(&insisted, ALICE).unwrap_err();
+        assert!(
+            error.kind == Kind::NoBackend && error.to_string().contains("remote addresses or ports"),
+            "{error}"
+        );
+        assert_eq!(engine.hand_over(id, UP, "good").unwrap_err().kind, Kind::NoBackend);
+    }
+    let ports = (1..=17).map(|port| format!("port:{port}").parse().unwrap()).collect();
+    let error = engine.set(&LimitRequest { targets: ports, ..request(1_000, 0) }, ALICE).unwrap_err();
+    assert!(error.kind == Kind::Usage && error.message.contains("16"), "{error}");
+    assert_eq!(in_force().len(), 2);
+}
+
+#[test]
+fn limits_of_other_scopes_are_no_twins() {
+    let mut engine = engine();
+    for scope in [Scope::Local, Scope::Internet, Scope::Local] {
+        engine.set(&LimitRequest { detach: true, scope, ..request(1_000, 0) }, ALICE).unwrap();
+    }
+    let limits = engine.status(Instant::now()).limits;
+    assert_eq!(limits.iter().map(|limit| limit.scope).collect::<Vec<_>>(), [Scope::Local, Scope::Internet]);
+    assert!(limits[1].subject().ends_with(" --scope internet"), "{}", limits[1].subject());
 }
 
 #[test]

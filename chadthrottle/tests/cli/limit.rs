@@ -154,6 +154,26 @@ fn what_was_asked_for_arrives() {
 }
 
 #[test]
+fn each_target_by_itself_with_all_that_narrow_it() {
+    let (owner, one, other) = (FakeOwner::new(Play::Hold), Sleeper::new(), Sleeper::new());
+    let (one, other) = (one.pid().to_string(), other.pid().to_string());
+    let words = ["limit", &one, "port:443", &other, "--each", "--scope", "local", "-d", "1M", "--detach"];
+    let (code, _, stderr) = finish(chadthrottle(owner.dir(), &words));
+    assert_eq!(code, 0, "{stderr}");
+    let asked: Vec<Vec<String>> = owner
+        .limits()
+        .iter()
+        .map(|(request, _)| request.targets.iter().map(ToString::to_string).collect())
+        .collect();
+    assert_eq!(
+        asked,
+        [[format!("pid:{one}"), "port:443".into()], [format!("pid:{other}"), "port:443".into()]]
+    );
+    assert!(owner.limits().iter().all(|(request, _)| request.scope == chadthrottle::model::Scope::Local));
+    assert!(stderr.contains(&format!("limited pid:{other} port:443 --scope local (sleep)")), "{stderr}");
+}
+
+#[test]
 fn ends_with_its_limit_and_says_why() {
     for (reason, why) in [
         (EndReason::TargetEnded, "(sleep) has ended, and the limit with it"),

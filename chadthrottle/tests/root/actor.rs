@@ -41,7 +41,7 @@ pub fn play() -> Option<ExitCode> {
         [WORD, "take", socket] => take(socket),
         [WORD, "rename", address] => rename(address),
         [WORD, "crowd", sleepers, senders, address] => crowd(sleepers, senders, address),
-        [WORD, ref words @ ..] => crate::exact::play(words)?,
+        [WORD, ref words @ ..] => crate::exact::play(words).or_else(|| crate::crowds::play(words))?,
         _ => return None,
     };
     Some(match played {
@@ -53,7 +53,7 @@ pub fn play() -> Option<ExitCode> {
     })
 }
 
-type Played = Result<(), Box<dyn std::error::Error>>;
+pub type Played = Result<(), Box<dyn std::error::Error>>;
 
 /// Sends as much as it can.
 fn send(address: &str) -> Played {
@@ -209,6 +209,11 @@ impl Sink {
     /// Where it listens.
     pub fn address(&self) -> String {
         self.address.to_string()
+    }
+
+    /// Bytes that have arrived.
+    pub fn total(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
     }
 
     /// Bytes/s that arrive over the next `seconds`.

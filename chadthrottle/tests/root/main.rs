@@ -9,6 +9,7 @@ mod backends;
 mod cleanup;
 mod command;
 mod coverage;
+mod crowds;
 mod exact;
 mod foreign;
 mod independence;
@@ -54,6 +55,7 @@ fn main() -> std::process::ExitCode {
         rows::trials(),
         targets::trials(),
         scopes::trials(),
+        crowds::trials(),
         backends::trials(),
         moving::trials(),
         foreign::trials(),

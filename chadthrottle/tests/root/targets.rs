@@ -21,7 +21,7 @@ use crate::{
 const RATE: f64 = 2e6;
 
 /// A container's id, as Docker and Podman make them.
-const ID: &str = "4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d";
+pub const ID: &str = "4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d4f2a9c0d";
 
 /// A user that nobody is.
 const USER: u32 = 64_123;
@@ -72,7 +72,7 @@ impl Kin {
     }
 
     /// A command in front of the program.
-    fn script(name: &str, line: &str) -> Result<Self> {
+    pub fn script(name: &str, line: &str) -> Result<Self> {
         let folder = folder()?;
         let (script, copied) = (folder.path().join(name), folder.path().join("program"));
         copy(&copied)?;
@@ -82,6 +82,12 @@ impl Kin {
         Ok(Self { folder, program: script })
     }
 
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Starts it in the scene, in a cgroup of its own or the scene's.
     pub fn start(&self, scene: &Scene, home: Option<&Cgroup>, commands: &[String]) -> Result<Traffic> {
         let home = home.unwrap_or(scene.cgroup());
         let place = Place { namespace: Some(&scene.lab.client), cgroup: Some(home) };
@@ -89,7 +95,7 @@ impl Kin {
     }
 }
 
-fn folder() -> Result<TempDir> {
+pub fn folder() -> Result<TempDir> {
     let folder = tempfile::Builder::new().prefix("chadt-test-").tempdir();
     let folder = folder.map_err(|cause| Error::failed(format!("make a folder: {cause}")))?;
     executable(folder.path())?;
@@ -108,7 +114,7 @@ fn copy(to: &Path) -> Result<()> {
 
 /// The trial of one target. `member` starts a process that matches, `stranger` one that does not; both do what they
 /// are told.
-fn holds(
+pub fn holds(
     scene: &Scene,
     target: &str,
     member: impl Fn(&[String]) -> Result<Traffic>,
@@ -189,10 +195,10 @@ fn replaced(scene: &Scene) -> Result<()> {
 }
 
 /// Cgroups one in another, below the scene's own.
-struct Homes(Vec<Cgroup>);
+pub struct Homes(Vec<Cgroup>);
 
 impl Homes {
-    fn new(scene: &Scene, path: &str) -> Result<Self> {
+    pub fn new(scene: &Scene, path: &str) -> Result<Self> {
         let mut homes = Self(Vec::new());
         for name in path.split('/') {
             let parent = homes.0.last().unwrap_or(scene.cgroup()).path().to_owned();
@@ -201,7 +207,7 @@ impl Homes {
         Ok(homes)
     }
 
-    fn inner(&self) -> &Cgroup {
+    pub fn inner(&self) -> &Cgroup {
         self.0.last().expect("a path has a part")
     }
 }

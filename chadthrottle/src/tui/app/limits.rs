@@ -173,6 +173,7 @@ impl App {
                 match changes {
                     Some(report) => {
                         request.detach = report.detached;
+                        request.scope = report.scope;
                         self.book.replace(report, request)
                     }
                     None => self.book.set(request),
