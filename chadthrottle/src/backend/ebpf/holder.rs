@@ -185,6 +185,11 @@ impl Holder {
         let rate = limit.rate.bytes_per_second();
         let first = !self.held.contains_key(&limit.id);
         if first {
+            if Target::are_standing(&limit.targets) {
+                // On a slow machine that takes longer than a lease; this limit does not hold yet, and has not lapsed.
+                self.loaded.prepare_rules()?;
+                self.renew()?;
+            }
             let held = Held {
                 key: NARROW | limit.id.0,
                 rates: PerDirection::default(),
