@@ -189,6 +189,11 @@ impl Holder {
         let rate = limit.rate.bytes_per_second();
         let first = !self.held.contains_key(&limit.id);
         if first {
+            if Target::are_standing(&limit.targets) {
+                // On a slow machine that takes longer than a lease; this limit does not hold yet, and has not lapsed.
+                self.loaded.prepare_rules()?;
+                self.renew()?;
+            }
             let held = Held {
                 key: NARROW | limit.narrowing().bits() | limit.id.0,
                 narrowing: limit.narrowing(),
