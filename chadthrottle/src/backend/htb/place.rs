@@ -39,7 +39,9 @@ const HEADER: u64 = 14;
 
 /// What may wait: this part of a second's worth, within bounds, bytes.
 const PART: u64 = 4;
-const LEAST_BYTES: u64 = 256 * 1024;
+/// A download's sender takes what waits for a part of the line: the longer, the later it learns of a loss.
+const LEAST_UPLOAD: u64 = 256 * 1024;
+const LEAST_DOWNLOAD: u64 = 96 * 1024;
 const MOST_BYTES: u64 = 8 * 1024 * 1024;
 
 /// How long what waits has to leave when its limit is over.
@@ -170,7 +172,7 @@ impl Room {
             let tree = Tree::plant(&mut self.tc, device.index, MAJOR, Rest::HasAClass)?;
             fault::point("htb.planted");
             for (id, rate) in &self.rates {
-                tree.set_branch(&mut self.tc, plan::branch(*id), *rate, room(*rate))?;
+                tree.set_branch(&mut self.tc, plan::branch(*id), *rate, room(self.direction, *rate))?;
             }
             Ok(tree)
         });
@@ -213,7 +215,7 @@ impl Room {
 
     fn set_branch(&mut self, limit: LimitId, rate: u64) -> Result<()> {
         for planted in self.trees.values() {
-            planted.tree.set_branch(&mut self.tc, plan::branch(limit), rate, room(rate))?;
+            planted.tree.set_branch(&mut self.tc, plan::branch(limit), rate, room(self.direction, rate))?;
         }
         Ok(())
     }
@@ -250,8 +252,12 @@ fn concerns(device: &Device, loopback: bool) -> bool {
 }
 
 /// Bytes that may wait.
-fn room(rate: u64) -> u32 {
-    (rate / PART).clamp(LEAST_BYTES, MOST_BYTES) as u32
+fn room(direction: Direction, rate: u64) -> u32 {
+    let least = match direction {
+        Direction::Upload => LEAST_UPLOAD,
+        Direction::Download => LEAST_DOWNLOAD,
+    };
+    (rate / PART).clamp(least, MOST_BYTES) as u32
 }
 
 /// Whether both ends of a socket are on this host, as far as its addresses tell.
