@@ -4,7 +4,7 @@
 //! - `place`: trees and tables of one network namespace; `devices`: on which devices they are.
 //! - `requirements`: what they need, for the probe and `doctor`.
 //!
-//! The tree is [`super::tree`]'s, crowds and old sockets are those of every backend without eBPF ([`super::crowded`]).
+//! The tree is `super::tree`'s, crowds and old sockets are those of every backend without eBPF (`super::crowded`).
 
 mod devices;
 mod place;
