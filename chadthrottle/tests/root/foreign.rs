@@ -14,6 +14,7 @@ pub fn trials() -> Vec<Trial> {
         trial("foreign::stays_beside_nftables", beside("nftables", "nftables")),
         trial("foreign::stays_beside_htb", beside("tc_htb", "ifb_tc")),
         trial("foreign::a_root_qdisc_is_a_reason", root_qdisc),
+        trial("foreign::a_tree_that_is_removed_is_made_again", removed),
     ]
 }
 
@@ -124,5 +125,20 @@ fn root_qdisc(scene: &Scene) -> Result<Finding> {
     for line in ["tc qdisc del dev chadt-c root", "ip link del theirs-1"] {
         run(&scene.lab.client, line)?;
     }
+    Ok(Finding::Holds)
+}
+
+/// Somebody removes our tree under a limit in force.
+fn removed(scene: &Scene) -> Result<Finding> {
+    scene.use_backends("tc_htb", "ifb_tc");
+    let server = scene.server()?;
+    let transfer = scene.run();
+    let client = scene.client(&[format!("connect tcp {} put run={transfer}", scene.tcp(Version::V4))])?;
+    let limit = scene.limit(&format!("pid:{} -u 1M", client.pid()))?;
+    if run(&scene.lab.client, "tc qdisc del dev chadt-c root")?.is_none() {
+        return Ok(Finding::Skipped("tc is not installed".into()));
+    }
+    ensure_held(&server, transfer, now() + 2.0, RATE)?;
+    limit.end()?;
     Ok(Finding::Holds)
 }

@@ -1,11 +1,12 @@
 //! The backends `tc_htb` (uploads) and `ifb_tc` (downloads): packets wait in an HTB tree until it is their turn.
 //!
 //! - `plan`: what the tables hold that find the class of a packet, as data.
-//! - `place`: trees and tables of one network namespace.
+//! - `place`: trees and tables of one network namespace; `devices`: on which devices they are.
 //! - `requirements`: what they need, for the probe and `doctor`.
 //!
-//! The tree is [`super::tree`]'s, crowds and old sockets are those of every backend without eBPF ([`super::crowded`]).
+//! The tree is `super::tree`'s, crowds and old sockets are those of every backend without eBPF (`super::crowded`).
 
+mod devices;
 mod place;
 mod plan;
 mod requirements;

@@ -7,25 +7,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::plan::{self, MAJOR, State};
+use super::{
+    devices::{Arrival, Planted},
+    plan::{self, State},
+};
 use crate::{
     backend::{
         addresses::{self, Address, Sockets},
         crowd::Leaf,
         crowded::{Place, add},
-        made::{forget, make, unmake},
+        made::unmake,
         old::OldSockets,
         tables,
-        tree::{RELEASED, Rest, Tree},
+        tree::RELEASED,
     },
     error::{Error, Kind, Result},
     kernel::{
         fault,
-        journal::{Object, PREFIX},
         netns::Namespace,
         nft::Nft,
         sock_diag::{Protocol, SockDiag, Socket},
-        tc::{Device, Tc},
+        tc::Tc,
     },
     model::{Counters, Direction, LimitId},
 };
@@ -33,177 +35,34 @@ use crate::{
 /// How long anybody is held without a sign of life, milliseconds.
 const LEASE_MS: u64 = 3_000;
 
-/// ARPHRD_* of devices whose packets HTB counts with an Ethernet header.
-const FRAMED: [u16; 2] = [1, 772];
-const HEADER: u64 = 14;
-
 /// What may wait: this part of a second's worth, within bounds, bytes.
 const PART: u64 = 4;
-const LEAST_BYTES: u64 = 256 * 1024;
+/// A download's sender takes what waits for a part of the line: the longer, the later it learns of a loss.
+const LEAST_UPLOAD: u64 = 256 * 1024;
+const LEAST_DOWNLOAD: u64 = 96 * 1024;
 const MOST_BYTES: u64 = 8 * 1024 * 1024;
 
 /// How long what waits has to leave when its limit is over.
 const DRAIN: Duration = Duration::from_millis(200);
 const DRAIN_PAUSE: Duration = Duration::from_millis(2);
 
-/// A device with a tree.
-struct Planted {
-    name: String,
-    tree: Tree,
-    /// Bytes of a packet's link header, which HTB counts and a limit does not.
-    header: u64,
-    object: Object,
-}
-
-/// On download: the IFB, and who sends to it.
-struct Arrival {
-    ifb: u32,
-    /// The second table.
-    forwarder: Nft,
-    /// Devices with chains in both tables, by index: their names.
-    seen: BTreeMap<u32, String>,
-    /// Chains made so far.
-    count: u32,
-}
-
 /// A network namespace.
 pub(super) struct Room {
-    inode: u64,
-    nft: Nft,
-    tc: Tc,
-    diag: SockDiag,
-    direction: Direction,
-    state: State,
-    rates: BTreeMap<LimitId, u64>,
-    old: OldSockets,
-    trees: BTreeMap<u32, Planted>,
-    arrival: Option<Arrival>,
+    pub(super) inode: u64,
+    pub(super) nft: Nft,
+    pub(super) tc: Tc,
+    pub(super) diag: SockDiag,
+    pub(super) direction: Direction,
+    pub(super) state: State,
+    pub(super) rates: BTreeMap<LimitId, u64>,
+    pub(super) old: OldSockets,
+    pub(super) trees: BTreeMap<u32, Planted>,
+    pub(super) arrival: Option<Arrival>,
     /// Limited sockets talk over loopback.
-    loopback: bool,
+    pub(super) loopback: bool,
 }
 
 impl Room {
-    /// Makes the IFB with its tree, and the second table.
-    fn make_arrival(&mut self, namespace: &Namespace) -> Result<()> {
-        // The eBPF backend has one of its own.
-        let name = format!("{PREFIX}{:x}-tc", std::process::id());
-        let object = Object::Ifb { namespace: self.inode, name: name.clone() };
-        let made = make(&object, || {
-            fault::point("htb.recorded");
-            self.tc.add_ifb(&name)
-        });
-        let planted = made.and_then(|ifb| {
-            let mut forwarder =
-                Nft::open_in(namespace, &format!("{}-ifb_tc-forward", std::process::id()))?.of_devices();
-            forwarder.change(&plan::begin_forwarding()).map_err(about_us)?;
-            let tree = Tree::plant(&mut self.tc, ifb, MAJOR, Rest::Passes)?;
-            Ok((ifb, forwarder, tree))
-        });
-        match planted {
-            Ok((ifb, forwarder, tree)) => {
-                let planted = Planted { name, tree, header: HEADER, object };
-                self.trees.insert(ifb, planted);
-                self.arrival = Some(Arrival { ifb, forwarder, seen: BTreeMap::new(), count: 0 });
-                fault::point("htb.planted");
-                Ok(())
-            }
-            Err(error) => {
-                unmake(&object, &mut self.tc);
-                Err(error)
-            }
-        }
-    }
-
-    /// Equips the devices that are not yet. Fails when one can't be, after all others have been.
-    fn equip(&mut self) -> Result<()> {
-        let all = self.tc.devices()?;
-        let mut failure = None;
-        let gone: Vec<u32> =
-            self.trees.keys().copied().filter(|index| !all.iter().any(|it| it.index == *index)).collect();
-        for index in gone {
-            let Some(planted) = self.trees.remove(&index) else { continue };
-            if self.arrival.as_ref().is_some_and(|arrival| arrival.ifb == index) {
-                failure = Some(Error::failed(format!("network device {} is gone", planted.name)));
-            }
-            forget(&planted.object);
-        }
-        if let Some(arrival) = &mut self.arrival {
-            arrival.seen.retain(|index, name| {
-                all.iter().any(|device| device.index == *index && device.name == *name)
-            });
-        }
-        let loopback = self.loopback;
-        for device in all.iter().filter(|device| concerns(device, loopback)) {
-            let equipped = match self.arrival {
-                None => self.plant(device),
-                Some(_) => self.see(device),
-            };
-            if let Err(error) = equipped {
-                failure = Some(error);
-            }
-        }
-        failure.map_or(Ok(()), Err)
-    }
-
-    /// A tree on a device, in place of the kernel's own root qdisc.
-    fn plant(&mut self, device: &Device) -> Result<()> {
-        if let Some(planted) = self.trees.get(&device.index) {
-            if planted.tree.stands(&mut self.tc)? {
-                return Ok(());
-            }
-            tracing::warn!("somebody has removed the {}; it is made again", planted.object);
-            forget(&planted.object);
-            self.trees.remove(&device.index);
-        }
-        if let Some(root) = self.tc.root_qdisc(device.index)?.filter(|root| root.handle != 0) {
-            let message = format!(
-                "{} has a root qdisc of somebody else ({} {:x}:), which stays: what leaves there would not be held",
-                device.name,
-                root.kind,
-                root.handle >> 16
-            );
-            return Err(Error::new(Kind::NoBackend, message));
-        }
-        let object = Object::Htb { namespace: self.inode, device: device.index, major: MAJOR };
-        let planted = make(&object, || {
-            fault::point("htb.recorded");
-            let tree = Tree::plant(&mut self.tc, device.index, MAJOR, Rest::HasAClass)?;
-            fault::point("htb.planted");
-            for (id, rate) in &self.rates {
-                tree.set_branch(&mut self.tc, plan::branch(*id), *rate, room(*rate))?;
-            }
-            Ok(tree)
-        });
-        match planted {
-            Ok(tree) => {
-                let header = if FRAMED.contains(&device.hardware) { HEADER } else { 0 };
-                let planted = Planted { name: device.name.clone(), tree, header, object };
-                self.trees.insert(device.index, planted);
-                Ok(())
-            }
-            Err(error) => {
-                unmake(&object, &mut self.tc);
-                Err(error)
-            }
-        }
-    }
-
-    /// Sends what arrives at a device and has a class to the IFB.
-    fn see(&mut self, device: &Device) -> Result<()> {
-        let Some(arrival) = &mut self.arrival else { return Ok(()) };
-        if arrival.seen.contains_key(&device.index) {
-            return Ok(());
-        }
-        arrival.count += 1;
-        arrival
-            .forwarder
-            .change(&plan::forward(arrival.count, &device.name, arrival.ifb))
-            .and_then(|()| self.nft.change(&plan::see(arrival.count, &device.name)))
-            .map_err(about_us)?;
-        arrival.seen.insert(device.index, device.name.clone());
-        Ok(())
-    }
-
     fn become_state(&mut self, state: State) -> Result<()> {
         let steps = plan::change(self.direction, &self.state, &state);
         self.nft.change(&steps).map_err(about_us)?;
@@ -213,7 +72,7 @@ impl Room {
 
     fn set_branch(&mut self, limit: LimitId, rate: u64) -> Result<()> {
         for planted in self.trees.values() {
-            planted.tree.set_branch(&mut self.tc, plan::branch(limit), rate, room(rate))?;
+            planted.tree.set_branch(&mut self.tc, plan::branch(limit), rate, room(self.direction, rate))?;
         }
         Ok(())
     }
@@ -241,17 +100,13 @@ impl Room {
     }
 }
 
-/// Whether packets of the namespace's sockets may leave or arrive there. What is a part of another device is not
-/// asked: the other one is. Neither are queues; loopback is when limited sockets talk over it.
-fn concerns(device: &Device, loopback: bool) -> bool {
-    const LOOPBACK: u32 = 1;
-    let wanted = device.index != LOOPBACK || loopback;
-    device.up && device.master == 0 && device.kind != "ifb" && wanted
-}
-
 /// Bytes that may wait.
-fn room(rate: u64) -> u32 {
-    (rate / PART).clamp(LEAST_BYTES, MOST_BYTES) as u32
+pub(super) fn room(direction: Direction, rate: u64) -> u32 {
+    let least = match direction {
+        Direction::Upload => LEAST_UPLOAD,
+        Direction::Download => LEAST_DOWNLOAD,
+    };
+    (rate / PART).clamp(least, MOST_BYTES) as u32
 }
 
 /// Whether both ends of a socket are on this host, as far as its addresses tell.
@@ -264,7 +119,7 @@ fn is_local(address: Address) -> bool {
 }
 
 /// What nf_tables does not find is not the target.
-fn about_us(error: Error) -> Error {
+pub(super) fn about_us(error: Error) -> Error {
     if error.kind == Kind::NotFound { Error { kind: Kind::NoBackend, ..error } } else { error }
 }
 

@@ -6,7 +6,7 @@
 //!
 //! The processes are moved to a leaf below their cgroup ([`super::crowd`]); sockets that are older than the limit are
 //! known by their addresses ([`super::addresses`]). The table vanishes with this process, and holds nobody without a
-//! sign of life. Processes in several network namespaces are held in each of them by itself ([`super::crowded`]).
+//! sign of life. Processes in several network namespaces are held in each of them by itself (`super::crowded`).
 
 mod place;
 mod plan;

@@ -6,6 +6,7 @@
 //! its process ends. Layouts and numbers: include/uapi/linux/netfilter/nf_tables.h.
 
 mod encode;
+mod expressions;
 mod rule;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
