@@ -11,6 +11,7 @@ mod command;
 mod coverage;
 mod crowds;
 mod exact;
+mod examples;
 mod foreign;
 mod independence;
 mod instrument;
@@ -46,6 +47,7 @@ fn main() -> std::process::ExitCode {
         sharing::trials(),
         independence::trials(),
         command::trials(),
+        examples::trials(),
         cleanup::trials(),
         live::trials(),
         places::trials(),
