@@ -91,12 +91,7 @@ fn matrix(scene: &Scene, rate: u64, congestion: &str) -> Result<Finding> {
             cell.direction, cell.flows
         );
         eprintln!("{line}");
-        let aim = match cell.direction {
-            // Wider than what is aimed at (0.97 to 1.02), which eight paced connections miss by a hair now and then.
-            Direction::Upload => 0.94..=1.04,
-            Direction::Download => 0.97..=1.02,
-        };
-        let holds = aim.contains(&hook) && (0.85..=1.05).contains(&got);
+        let holds = (0.97..=1.02).contains(&hook) && (0.85..=1.05).contains(&got);
         if !holds || first > 1.3 || settled > 1.3 {
             wrong.push(line);
         }
