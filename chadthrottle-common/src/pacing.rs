@@ -34,14 +34,8 @@ pub fn period_ns(rate: u64, level: u64) -> u64 {
     let all = PERIOD_BYTES * 1_000_000_000 / rate.max(1);
     let one = FLOW_BYTES * 1_000_000_000 / level.max(1);
     let period = if all > one { all } else { one };
-    // No `clamp`: it can panic, which a program can't.
-    if period < MIN_PERIOD_NS {
-        MIN_PERIOD_NS
-    } else if period > MAX_PERIOD_NS {
-        MAX_PERIOD_NS
-    } else {
-        period
-    }
+    // Of two constants: nothing of its panic is left.
+    period.clamp(MIN_PERIOD_NS, MAX_PERIOD_NS)
 }
 
 /// What a look at a limit finds.
@@ -74,11 +68,8 @@ pub fn next_level(level: u64, rate: u64, found: Use) -> u64 {
     // A second of debt is about half the level.
     let debt = found.debt_ticks >> 27;
     change -= if debt > 1_024 { 1_024 } else { debt };
-    if change > MOST_UP {
-        change = MOST_UP;
-    } else if change < -MOST_DOWN {
-        change = -MOST_DOWN;
-    }
+    // Of two constants: nothing of its panic is left.
+    change = change.clamp(-MOST_DOWN, MOST_UP);
     let next = level.wrapping_add(((level as i64 * change) >> 10) as u64);
     let floor = rate / FLOOR + 100;
     let most = rate + rate / HEADROOM;
