@@ -104,8 +104,6 @@ pub struct TokenBucket {
     pub level_at_ns: u64,
     /// Bytes passed at the last look.
     pub level_passed: u64,
-    /// Packets refused at the last look.
-    pub level_refused: u64,
     /// Download: virtual time of the slice that is kept for traffic beside the queue (see
     /// [`crate::bucket::BESIDE_SHIFT`]).
     pub beside_time: u64,
@@ -434,7 +432,7 @@ const _: () = {
     assert!(size_of::<CgroupThrottleConfig>() == 40);
     assert!(size_of::<ActiveFlows>() == 32);
     assert!(size_of::<FlowWindow>() == 32);
-    assert!(size_of::<TokenBucket>() == 112);
+    assert!(size_of::<TokenBucket>() == 104);
     assert!(size_of::<ThrottleStats>() == 48);
     assert!(size_of::<Tag>() == 72);
     assert!(size_of::<Flow>() == 24);
@@ -442,7 +440,7 @@ const _: () = {
     assert!(size_of::<State>() == 16);
     assert!(size_of::<Lost>() == 16);
     assert!(size_of::<Event>() == 16);
-    assert!(size_of::<BucketChange>() == 136);
+    assert!(size_of::<BucketChange>() == 128);
     assert!(size_of::<SocketRecord>() == 80);
 };
 

@@ -279,7 +279,7 @@ impl Packet<'_> {
     unsafe fn look_at_level(&self, id: u64, found: &Found) {
         if self.direction == UPLOAD {
             // SAFETY: as above.
-            unsafe { pacing::look(id, found.bucket, self.recent_ns) };
+            unsafe { pacing::look(id, found.bucket, self.recent_ns, found.seen.wrapping_sub(found.now) as i64) };
         }
     }
 

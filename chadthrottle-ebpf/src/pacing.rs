@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{TAG_LISTENER, TAG_SHARED, ThrottleStats, TokenBucket, UPLOAD},
-    pacing::{next_level, payload_rate},
+    pacing::{Use, next_level, payload_rate, period_ns},
 };
 
 use crate::{
@@ -32,24 +32,31 @@ const AF_INET6: u32 = 10;
 /// steps, and the next looks mend it.
 ///
 /// # Safety
-/// `bucket` is the upload bucket of limit `id`, from the map in this run.
+/// `bucket` is the upload bucket of limit `id`, from the map in this run; its virtual time is `ahead` ticks ahead
+/// of the clock.
 #[inline(always)]
-pub unsafe fn look(id: u64, bucket: *mut TokenBucket, now_ns: u64) {
+pub unsafe fn look(id: u64, bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
     // SAFETY: the caller's; the counters are a map value of two elements.
     unsafe {
-        let elapsed = now_ns.saturating_sub((*bucket).level_at_ns);
-        if elapsed < (*bucket).level_period_ns || (*bucket).level == 0 {
+        let elapsed_ns = now_ns.saturating_sub((*bucket).level_at_ns);
+        if elapsed_ns < (*bucket).level_period_ns || (*bucket).level == 0 {
             return;
         }
         (*bucket).level_at_ns = now_ns;
         let Some(pair) = CGROUP_STATS.get_ptr(id) else { return };
         let stats = pair.cast::<ThrottleStats>().add(UPLOAD);
-        let (passed, refused) = ((*stats).bytes_passed, (*stats).packets_dropped);
-        let used = passed.wrapping_sub((*bucket).level_passed);
-        let lost = refused.wrapping_sub((*bucket).level_refused);
+        let passed = (*stats).bytes_passed;
+        let most_credit = -((*bucket).capacity_ticks as i64);
+        let found = Use {
+            elapsed_ns,
+            used: passed.wrapping_sub((*bucket).level_passed),
+            debt_ticks: if ahead < most_credit { most_credit } else { ahead },
+        };
         (*bucket).level_passed = passed;
-        (*bucket).level_refused = refused;
-        (*bucket).level = next_level((*bucket).level, (*bucket).rate_bps, used, lost, elapsed);
+        let (level, rate) = ((*bucket).level, (*bucket).rate_bps);
+        let next = next_level(level, rate, found);
+        (*bucket).level = next;
+        (*bucket).level_period_ns = period_ns(rate, next);
     }
 }
 

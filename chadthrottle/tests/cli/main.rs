@@ -4,10 +4,13 @@
 use std::{
     ffi::OsStr,
     fs,
+    os::unix::process::CommandExt,
     path::Path,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
+
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 mod arguments;
 mod completions;
@@ -25,6 +28,16 @@ fn chadthrottle(runtime_dir: &Path, args: &[impl AsRef<OsStr>]) -> Command {
     }
     command.arg("--runtime-dir").arg(runtime_dir).args(args);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    // A script that starts the tests with `&` has them ignore SIGINT, which a shell of theirs can't trap then.
+    // SAFETY: signal(2) is all that happens between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            for which in [Signal::SIGINT, Signal::SIGQUIT] {
+                signal(which, SigHandler::SigDfl)?;
+            }
+            Ok(())
+        });
+    }
     command
 }
 

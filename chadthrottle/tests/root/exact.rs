@@ -12,6 +12,7 @@ use std::{
 use chadthrottle::kernel::netns::Namespace;
 use nix::{
     cmsg_space,
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
     sys::{
         socket::{
             AddressFamily, ControlMessage, ControlMessageOwned, MsgFlags, SockFlag, SockType,
@@ -19,7 +20,7 @@ use nix::{
         },
         wait::waitpid,
     },
-    unistd::{ForkResult, fork},
+    unistd::{ForkResult, Pid, fork},
 };
 
 use crate::support::*;
@@ -35,6 +36,7 @@ const DATAGRAM: usize = 1200;
 pub fn play(words: &[&str]) -> Option<Played> {
     Some(match *words {
         ["put", how, address, count, bytes] => put(how, address, count, bytes),
+        ["hammer", address] => hammer(address),
         ["old", address, bytes] => old(address, bytes),
         ["one-shot", address, count, bytes] => one_shot(address, count, bytes),
         ["prefork", address, workers, count, bytes] => prefork(address, workers, count, bytes),
@@ -153,6 +155,33 @@ fn datagrams(how: &str, address: &str, bytes: usize) -> Played {
         } else {
             socket.send_to(&piece, to)?
         };
+    }
+    Ok(())
+}
+
+/// Sends datagrams from two processors at once, as fast as each can, until it is killed.
+fn hammer(address: &str) -> Played {
+    let to: SocketAddr = address.parse()?;
+    let mine = sched_getaffinity(Pid::from_raw(0))?;
+    let processors = (0..CpuSet::count()).filter(|which| mine.is_set(*which).unwrap_or(false)).take(2);
+    let senders: Vec<_> = processors
+        .map(|which| {
+            thread::spawn(move || -> std::io::Result<()> {
+                let mut one = CpuSet::new();
+                one.set(which)?;
+                sched_setaffinity(Pid::from_raw(0), &one)?;
+                let socket = UdpSocket::bind("0.0.0.0:0")?;
+                socket.connect(to)?;
+                loop {
+                    // What the receiver has to say about it is nothing to us.
+                    let _ = socket.send(&[7; DATAGRAM]);
+                }
+            })
+        })
+        .collect();
+    println!("hammering {}", senders.len());
+    for sender in senders {
+        sender.join().map_err(|_| "a sender panicked")??;
     }
     Ok(())
 }

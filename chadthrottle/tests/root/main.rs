@@ -31,10 +31,17 @@ mod support;
 mod targets;
 
 use libtest_mimic::Arguments;
+use nix::sys::signal::{SigHandler, Signal, signal};
 
 fn main() -> std::process::ExitCode {
     if let Some(code) = actor::play() {
         return code;
+    }
+    // A script that starts the trials with `&` has them ignore SIGINT, and so all that they start; a shell that was
+    // started so can't trap it.
+    for which in [Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: the default action takes no handler.
+        unsafe { signal(which, SigHandler::SigDfl) }.expect("these signals have a default action");
     }
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);

@@ -46,10 +46,10 @@ const LEASE: Duration = Duration::from_secs(3);
 
 /// Credit that an idle limit saves up, as time at its rate. Download: a sender tries again 200 ms and more after
 /// it lost all that was in flight, and must find what it missed; more than that only makes for larger losses
-/// afterwards (measured: 300 ms, 500 ms, 1 s). Upload is paced and may run
-/// [`BURST_TICKS`](chadthrottle_common::pacing::BURST_TICKS) into debt beside this.
-const CREDIT: PerDirection<Duration> =
-    PerDirection { upload: Duration::from_millis(250), download: Duration::from_millis(300) };
+/// afterwards (measured: 300 ms, 500 ms, 1 s). Upload is paced, may run
+/// [`BURST_TICKS`](chadthrottle_common::pacing::BURST_TICKS) into debt beside this, and what its level was too low
+/// by must not be forgotten before the next looks.
+const CREDIT: Duration = Duration::from_millis(300);
 
 /// And never less than a GSO buffer, in bytes: at 100 KB/s that is 650 ms, and what TCP sends at a time
 /// (measured: 0.96 of the limit against 0.82 without).
@@ -278,7 +278,7 @@ impl Holder {
         let key = held.key;
         let pid = held.targets.first().and_then(Target::pid).unwrap_or(0);
         let lower = held.rates.get(direction).is_none_or(|old| rate < old);
-        let capacity = capacity(rate, direction);
+        let capacity = capacity(rate);
         let mut config = CgroupThrottleConfig {
             cgroup_id: key,
             rate_bps: rate,
@@ -322,7 +322,7 @@ impl Holder {
                 level => (u128::from(level) * u128::from(rate) / u128::from(old.rate_bps.max(1))) as u64,
             }
             .clamp(1, rate);
-            bucket.level_period_ns = pacing::period_ns(rate);
+            bucket.level_period_ns = pacing::period_ns(rate, bucket.level);
         }
         let shift = old.shift_to(rate, now);
         self.loaded.change_bucket(&BucketChange {
@@ -663,8 +663,8 @@ impl Holder {
 }
 
 /// Bytes of credit at `rate` bytes/s.
-fn capacity(rate: u64, direction: Direction) -> u64 {
-    ((u128::from(rate) * CREDIT.get(direction).as_millis() / 1_000) as u64).max(MIN_CREDIT)
+fn capacity(rate: u64) -> u64 {
+    ((u128::from(rate) * CREDIT.as_millis() / 1_000) as u64).max(MIN_CREDIT)
 }
 
 pub(super) fn unknown(id: LimitId) -> Error {
