@@ -66,8 +66,8 @@ fn main() -> std::process::ExitCode {
         scopes::trials(),
         crowds::trials(),
         backends::trials(),
-        moving::trials(),
         foreign::trials(),
+        moving::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, themes.into_iter().flatten().collect());
     support::tell_slowest();

@@ -8,7 +8,8 @@ use crate::support::*;
 const RATE: f64 = 1e6;
 
 /// Backends for upload and download, each moved to from the one before it.
-const STATIONS: &[(&str, &str)] = &[("nftables", "nftables"), ("ebpf", "nftables"), ("ebpf", "ebpf")];
+const STATIONS: &[(&str, &str)] =
+    &[("nftables", "nftables"), ("tc_htb", "ifb_tc"), ("ebpf", "nftables"), ("ebpf", "ebpf")];
 
 pub fn trials() -> Vec<Trial> {
     vec![plain("moving::a_limit_holds_while_it_changes_its_backend", through_all)]
