@@ -22,6 +22,7 @@ mod rights;
 mod sharing;
 mod support;
 mod targets;
+mod windows;
 
 use libtest_mimic::Arguments;
 
@@ -35,6 +36,7 @@ fn main() -> std::process::ExitCode {
         instrument::trials(),
         accuracy::trials(),
         lossless::trials(),
+        windows::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),
