@@ -9,15 +9,20 @@ use clap::Args;
 
 /// The page that a full run writes, from the root of the checkout.
 const PAGE: &str = "docs/benchmarks/engine.md";
+/// Where the whole matrix of limits is written.
+const PAGES: &str = "docs/benchmarks";
 /// The example of the eBPF crate that the engine is compared with.
 const YARDSTICK: &str = "yardstick";
 
 /// What `bench` takes.
 #[derive(Args)]
 pub struct Options {
-    /// Measure only this, and write no page
-    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy"])]
+    /// Measure only this, and write no page. "lossless": limits side by side over lines of several lengths
+    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy", "lossless"])]
     only: Option<String>,
+    /// With `--only lossless`: the whole matrix (an hour), and write its page
+    #[arg(long)]
+    full: bool,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -34,6 +39,9 @@ pub fn run(options: &Options) -> Result<()> {
         .args(["bench", "--package", "chadthrottle", "--bench", "engine", "--"])
         .arg("--yardstick")
         .arg(yardstick);
+    if options.full {
+        cargo.arg("--full").arg("--lossless").arg(crate::root().join(PAGES));
+    }
     match &options.only {
         Some(part) => cargo.args(["--only", part]),
         None => cargo.arg("--page").arg(crate::root().join(PAGE)),

@@ -98,6 +98,17 @@ pub struct Filter {
     pub name: String,
 }
 
+/// The queue of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassQueue {
+    /// Whose it is.
+    pub class: u32,
+    /// Bytes that wait in it.
+    pub bytes: u32,
+    /// Packets (GRO buffers) that it had no room for. Wraps.
+    pub dropped: u32,
+}
+
 /// What a filter does.
 #[derive(Clone, Copy, Debug)]
 pub enum Does {
@@ -288,22 +299,23 @@ impl Tc {
             .map_err(|cause| explain(cause, format!("remove class {class:x}")))
     }
 
-    /// Packets (GRO buffers) that each class refused for want of room, by class.
-    pub fn class_drops(&mut self, ifb: u32) -> Result<Vec<(u32, u32)>> {
+    /// How each class's queue is.
+    pub fn class_queues(&mut self, ifb: u32) -> Result<Vec<ClassQueue>> {
         const TCA_STATS2: u16 = 7;
         const TCA_STATS_QUEUE: u16 = 3;
         let answers = self
             .0
             .dump(Message::tc(RTM_GETTCLASS, 0, ifb, 0, 0, 0))
             .map_err(|cause| explain(cause, format!("list the classes of network device {ifb}")))?;
-        let drops = |answer: &Vec<u8>| {
+        let queue = |answer: &Vec<u8>| {
             let (_, class, _, _) = tc_header(answer)?;
             let statistics = Attributes::of(Attributes::of(answer.get(TC_HEADER..)?).get(TCA_STATS2)?);
             // struct gnet_stats_queue: packets, bytes, drops, …
-            let drops = statistics.get(TCA_STATS_QUEUE)?.get(8..12)?;
-            Some((class, u32::from_ne_bytes(drops.try_into().ok()?)))
+            let queue = statistics.get(TCA_STATS_QUEUE)?;
+            let word = |at: usize| Some(u32::from_ne_bytes(queue.get(at..at + 4)?.try_into().ok()?));
+            Some(ClassQueue { class, bytes: word(4)?, dropped: word(8)? })
         };
-        Ok(answers.iter().filter_map(drops).collect())
+        Ok(answers.iter().filter_map(queue).collect())
     }
 
     /// Adds a filter under [`PREFERENCE`], beside any that are there.

@@ -576,7 +576,8 @@ impl Holder {
             .get(&key, 0)
             .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {STATS}"), &cause))?;
         let stats = pair[direction.index()];
-        let refused = if direction == Direction::Download { self.queue.dropped(key) } else { 0 };
+        let load = if direction == Direction::Download { self.queue.load(key) } else { None };
+        let refused = load.map_or(0, |(refused, _)| refused);
         Ok(Counters {
             passed_packets: stats.packets_passed,
             passed_bytes: stats.bytes_passed,
@@ -584,6 +585,7 @@ impl Holder {
             dropped_bytes: stats.bytes_dropped,
             delayed_packets: stats.packets_delayed,
             marked_packets: stats.packets_marked,
+            queue_us: load.map(|(_, delay)| delay),
         })
     }
 

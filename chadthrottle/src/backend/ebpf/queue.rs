@@ -20,7 +20,7 @@ use crate::{
         fault,
         journal::{self, Object, PREFIX},
         netns::Namespace,
-        tc::{Device, Does, Hook, Tc},
+        tc::{ClassQueue, Device, Does, Hook, Tc},
     },
     model::{self, RungKind},
 };
@@ -157,6 +157,8 @@ pub(super) struct Queue {
     refused: BTreeMap<(u32, u32), String>,
     /// Packets refused by each class, all places together, and when they were counted.
     dropped: BTreeMap<u32, u64>,
+    /// Bytes that waited in each class then.
+    waiting: BTreeMap<u32, u64>,
     counted: Option<Instant>,
 }
 
@@ -208,18 +210,23 @@ impl Queue {
         }
     }
 
-    /// Packets that the limit's class had no room for.
-    pub fn dropped(&mut self, key: u64) -> u64 {
-        let Some(class) = self.classes.get(&key) else { return 0 };
+    /// Packets that the limit's class had no room for, and how long what is in it takes to leave, in
+    /// microseconds.
+    pub fn load(&mut self, key: u64) -> Option<(u64, u64)> {
+        let class = self.classes.get(&key)?;
         if self.counted.is_none_or(|at| at.elapsed() > COUNT_EVERY) {
             self.counted = Some(Instant::now());
+            self.waiting.clear();
             for place in self.places.values_mut() {
-                for (class, more) in place.newly_dropped() {
-                    *self.dropped.entry(class).or_default() += more;
+                for (queue, more) in place.look_at_classes() {
+                    *self.dropped.entry(queue.class).or_default() += more;
+                    *self.waiting.entry(queue.class).or_default() += u64::from(queue.bytes);
                 }
             }
         }
-        self.dropped.get(&class.id).copied().unwrap_or(0)
+        let of = |all: &BTreeMap<u32, u64>| all.get(&class.id).copied().unwrap_or(0);
+        let waiting_us = u128::from(of(&self.waiting)) * 1_000_000 / u128::from(class.rate.max(1));
+        Some((of(&self.dropped), waiting_us as u64))
     }
 
     /// Equips the devices at which these sockets' packets arrive.
@@ -378,18 +385,18 @@ impl Place {
         Ok(place)
     }
 
-    /// What each class refused since the last time.
-    fn newly_dropped(&mut self) -> Vec<(u32, u64)> {
+    /// The queue of each class, and what it refused since the last time.
+    fn look_at_classes(&mut self) -> Vec<(ClassQueue, u64)> {
         let Ok((ifb, _)) = self.ifb else { return Vec::new() };
-        let drops = self.tc.class_drops(ifb).unwrap_or_else(|error| {
+        let queues = self.tc.class_queues(ifb).unwrap_or_else(|error| {
             tracing::debug!("{error}");
             Vec::new()
         });
-        let newly = |(class, now): (u32, u32)| {
-            let before = self.dropped.insert(class, now).unwrap_or(0);
-            (class, u64::from(now.wrapping_sub(before)))
+        let newly = |queue: ClassQueue| {
+            let before = self.dropped.insert(queue.class, queue.dropped).unwrap_or(0);
+            (queue, u64::from(queue.dropped.wrapping_sub(before)))
         };
-        drops.into_iter().map(newly).collect()
+        queues.into_iter().map(newly).collect()
     }
 
     fn make_ifb(&mut self) -> Result<(u32, Object)> {
