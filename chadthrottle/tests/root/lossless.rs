@@ -84,8 +84,15 @@ fn download(scene: &Scene, rate: u64, flows: u32, congestion: &str, version: Ver
     ensure!((least..=0.985).contains(&goodput), "goodput {goodput:.4}");
     ensure!(again <= 0.002, "sent again {again:.5}");
     let held = scene.report(&format!("pid:{}", client.pid()))?.directions.download;
-    let dropped = held.map_or(0, |held| held.counters.dropped_packets);
-    ensure!(dropped == 0, "{dropped} packets had no room in the queue");
+    let counters = held.ok_or_else(|| Error::failed("the status tells of no download"))?.counters;
+    eprintln!("{counters:?}");
+    ensure!(counters.dropped_packets == 0, "{} packets had no room in the queue", counters.dropped_packets);
+    ensure!(
+        counters.delayed_packets > 0 && counters.marked_packets > 0,
+        "nothing was queued, or no window lowered"
+    );
+    // 50 ms are wanted.
+    ensure!(counters.queue_us.is_some_and(|us| us <= 200_000), "a queue of {:?} us", counters.queue_us);
     limit.end()?;
     Ok(Finding::Holds)
 }
