@@ -1,7 +1,10 @@
 //! The values of the eBPF maps. Fixed-width integers only, no padding, sizes asserted: both sides
 //! are compiled by different compilers for different machines and must see the same bytes.
 
-use crate::{remote::Address, window::PERIODS};
+use crate::{
+    remote::Address,
+    window::{ACTIVE_NS, PERIODS, period},
+};
 
 /// Limits that may hold one socket at the same time (a process in a unit of a user …).
 pub const MAX_NESTED: usize = 4;
@@ -53,6 +56,22 @@ pub const CLASS_MAJOR: u32 = 0xc4ad;
 pub struct ActiveFlows {
     /// One word a period, by its number modulo their count.
     pub periods: [u64; PERIODS],
+}
+
+impl ActiveFlows {
+    /// Says that `flows` connections were active just before `now_ns`: until they have had time to count themselves,
+    /// no fewer share the limit.
+    pub fn expect(&mut self, flows: u32, now_ns: u64) {
+        let now = period(now_ns);
+        let mut say = |period: u32| {
+            self.periods[period as usize % PERIODS] = u64::from(period) << 32 | u64::from(flows);
+        };
+        say(now.wrapping_sub(1));
+        if now_ns % ACTIVE_NS > ACTIVE_NS / 2 {
+            // The rest of this period is short. Those that count themselves in it are counted twice.
+            say(now);
+        }
+    }
 }
 
 /// What is remembered of a limited connection's windows (`SK_STORAGE` map `WINDOWS`). Unlike the tag it is

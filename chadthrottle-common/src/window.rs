@@ -184,6 +184,20 @@ mod tests {
     }
 
     #[test]
+    fn expected_flows_count_until_they_count_themselves() {
+        for now in [8 * ACTIVE_NS, 8 * ACTIVE_NS + ACTIVE_NS - 1] {
+            let mut flows = crate::abi::ActiveFlows::default();
+            flows.expect(6, now);
+            let word = |period: u32| count_in(flows.periods[period as usize % PERIODS], period);
+            let seen = |time: u64| word(period(time)).max(word(period(time).wrapping_sub(1)));
+            assert_eq!(seen(now), 6);
+            // Those that acknowledge a tenth of a period later meet it, whichever period that is.
+            assert_eq!(seen(now + ACTIVE_NS / 10), 6);
+            assert_eq!(seen(now + 3 * ACTIVE_NS), 0);
+        }
+    }
+
+    #[test]
     fn a_flow_of_one_megabyte_a_second_over_a_short_line() {
         assert_eq!(wanted(1_000_000, 200, 50_000, 1), 50_200);
         assert_eq!(wanted(1_000_000, 200, 50_000, 8), 6_275);

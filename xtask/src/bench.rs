@@ -12,15 +12,21 @@ const PAGE: &str = "docs/benchmarks/engine.md";
 const MONITOR_PAGE: &str = "docs/benchmarks/monitor.md";
 /// The part that is a benchmark of its own, and writes its page also when it is asked for alone.
 const MONITOR: &str = "monitor";
+/// Where the whole matrix of limits is written.
+const PAGES: &str = "docs/benchmarks";
 /// The example of the eBPF crate that the engine is compared with.
 const YARDSTICK: &str = "yardstick";
 
 /// What `bench` takes.
 #[derive(Args)]
 pub struct Options {
-    /// Measure only this; of the engine's parts no page is written
-    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy", MONITOR])]
+    /// Measure only this; of the engine's parts no page is written. "lossless": limits side by side over lines of
+    /// several lengths
+    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy", "lossless", MONITOR])]
     only: Option<String>,
+    /// With `--only lossless`: the whole matrix (an hour), and write its page
+    #[arg(long)]
+    full: bool,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -53,6 +59,9 @@ fn engine(options: &Options) -> Result<()> {
         .args(["bench", "--package", "chadthrottle", "--bench", "engine", "--"])
         .arg("--yardstick")
         .arg(yardstick);
+    if options.full {
+        cargo.arg("--full").arg("--lossless").arg(crate::root().join(PAGES));
+    }
     match &options.only {
         Some(part) => cargo.args(["--only", part]),
         None => cargo.arg("--page").arg(crate::root().join(PAGE)),

@@ -2,12 +2,18 @@
 
 mod accuracy;
 mod bucket;
+mod lossless;
 mod packet;
 mod page;
 mod scene;
 mod setting;
 mod stats;
 mod worker;
+
+/// The scenes and lines of the trials.
+#[allow(dead_code, unused_imports, reason = "the trials use more of it")]
+#[path = "../../tests/root/support/mod.rs"]
+mod support;
 
 use std::{
     env, fs,
@@ -35,6 +41,12 @@ struct Arguments {
     /// The largest number of limits
     #[arg(long, default_value_t = MOST)]
     most: usize,
+    /// Measure the whole matrix of limits, not a few cells of it
+    #[arg(long)]
+    full: bool,
+    /// Where to write the page of that matrix and its plot
+    #[arg(long)]
+    lossless: Option<PathBuf>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -59,6 +71,9 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<()> {
     interrupt::listen()?;
+    if arguments.only.as_deref() == Some("lossless") {
+        return lossless::measure(arguments.full, arguments.lossless.as_deref());
+    }
     let program = Path::new(env!("CARGO_BIN_EXE_chadthrottle"));
     let scene = scene::Scene::new()?;
     let mut yardstick = scene::Yardstick::load(&arguments.yardstick)?;

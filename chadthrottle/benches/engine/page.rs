@@ -139,7 +139,7 @@ pub fn write(results: &Results) -> String {
 }
 
 /// Kernel, processor, and what makes calls in the kernel dear.
-fn machine() -> String {
+pub fn machine() -> String {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
     let processors = read("/proc/cpuinfo");
     let model = processors.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");

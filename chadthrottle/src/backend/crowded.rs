@@ -369,5 +369,6 @@ pub(super) fn add(a: Counters, b: Counters) -> Counters {
         dropped_bytes: a.dropped_bytes + b.dropped_bytes,
         delayed_packets: a.delayed_packets + b.delayed_packets,
         marked_packets: a.marked_packets + b.marked_packets,
+        queue_us: None,
     }
 }

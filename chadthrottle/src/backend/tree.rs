@@ -13,6 +13,10 @@ use crate::{
 pub(super) const FRAME: u64 = 1_514;
 const PACKET: u64 = 1_500;
 
+/// What a class catches up with after it was empty: this part of a second. A late timer, and bbr, which all but stops
+/// every ten seconds to measure its round trip. No second is more than this above the rate.
+const BURST: u64 = 12;
+
 /// Rate of a class whose limit is over, bytes/s: what is in it leaves at once.
 pub(super) const RELEASED: u64 = 10_000_000_000;
 /// Rate of the class of everybody else, bytes/s: more than any device has.
@@ -95,8 +99,7 @@ impl Tree {
     /// A class right below the root, for `rate` IP bytes/s in full packets.
     fn class(self, id: u32, rate: u64) -> Class {
         let rate = (u128::from(rate) * u128::from(FRAME) / u128::from(PACKET)) as u64;
-        // What a late timer may catch up with: 10 ms.
-        let burst = (rate / 100).max(2 * FRAME);
+        let burst = (rate / BURST).max(2 * FRAME);
         Class { id, parent: self.major << 16, rate, ceil: rate, burst, priority: 0 }
     }
 

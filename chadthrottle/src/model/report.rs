@@ -17,10 +17,13 @@ pub struct Counters {
     pub dropped_packets: u64,
     /// Refused.
     pub dropped_bytes: u64,
-    /// Given a later departure time.
+    /// Waited in a queue of ours.
     pub delayed_packets: u64,
-    /// Marked, or their sender told to slow down.
+    /// Marked, or their sender told to slow down: acknowledgements whose window was lowered.
     pub marked_packets: u64,
+    /// How long a packet waits that enters the queue now, in microseconds; `None`: there is no queue.
+    #[serde(default)]
+    pub queue_us: Option<u64>,
 }
 
 /// One direction of a limit in force.

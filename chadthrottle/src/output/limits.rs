@@ -48,6 +48,7 @@ pub fn status(report: &StatusReport) -> String {
         ("MEASURED", Align::Right),
         ("DROPPED", Align::Right),
         ("DELAYED", Align::Right),
+        ("QUEUE", Align::Right),
         ("MARKED", Align::Right),
         ("BACKEND", Align::Left),
         ("HELD BY", Align::Left),
@@ -68,6 +69,9 @@ pub fn status(report: &StatusReport) -> String {
                 held.measured.map_or_else(|| "-".to_owned(), number::rate),
                 held.counters.dropped_packets.to_string(),
                 held.counters.delayed_packets.to_string(),
+                held.counters
+                    .queue_us
+                    .map_or_else(|| "-".to_owned(), |us| format!("{} ms", us.div_ceil(1_000))),
                 held.counters.marked_packets.to_string(),
                 escape(&held.backend),
                 rungs(held),
@@ -187,7 +191,7 @@ mod tests {
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3, "{text}");
         let words: Vec<_> = lines[1].split_whitespace().collect();
-        let expected = "pid:1234 cu\\u{1b}rl download 1 MB/s (8 Mbit/s) 998 KB/s (7.98 Mbit/s) 7 0 0 ebpf - 98 99 1m01s -";
+        let expected = "pid:1234 cu\\u{1b}rl download 1 MB/s (8 Mbit/s) 998 KB/s (7.98 Mbit/s) 7 0 - 0 ebpf - 98 99 1m01s -";
         assert_eq!(words.join(" "), expected);
         assert!(lines[2].ends_with("pid:1234 (cu\\u{1b}rl): more\\nmoved"), "{text}");
     }

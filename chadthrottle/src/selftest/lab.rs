@@ -10,6 +10,11 @@ use crate::{
 /// Ethernet's.
 const MTU: u32 = 1500;
 
+/// Name of the client's end.
+pub const CLIENT_DEVICE: &str = "chadt-c";
+/// Name of the server's end.
+pub const SERVER_DEVICE: &str = "chadt-s";
+
 /// Which IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
@@ -31,9 +36,17 @@ impl Lab {
     /// Makes the namespaces, with addresses 1 (client) and 2 (server) of 10.99.0.0/24 and fd99::/64.
     /// Needs CAP_SYS_ADMIN and CAP_NET_ADMIN.
     pub fn new() -> Result<Self> {
+        let cable =
+            |lab: &Self| Route::open_in(&lab.client)?.add_veth(CLIENT_DEVICE, SERVER_DEVICE, &lab.server);
+        Self::joined_by(cable).map(|(lab, ())| lab)
+    }
+
+    /// The same with something else between them: `join` makes [`CLIENT_DEVICE`] and [`SERVER_DEVICE`], both
+    /// with Ethernet headers.
+    pub fn joined_by<T>(join: impl FnOnce(&Self) -> Result<T>) -> Result<(Self, T)> {
         let lab = Self { client: Namespace::new()?, server: Namespace::new()? };
-        Route::open_in(&lab.client)?.add_veth("chadt-c", "chadt-s", &lab.server)?;
-        for (namespace, device, host) in [(&lab.client, "chadt-c", 1), (&lab.server, "chadt-s", 2)] {
+        let line = join(&lab)?;
+        for (namespace, device, host) in [(&lab.client, CLIENT_DEVICE, 1), (&lab.server, SERVER_DEVICE, 2)] {
             let mut route = Route::open_in(namespace)?;
             let loopback = route.index("lo")?;
             route.set_up(loopback)?;
@@ -43,7 +56,7 @@ impl Lab {
             route.add_address(index, address(Version::V6, host), 64)?;
             route.set_up(index)?;
         }
-        Ok(lab)
+        Ok((lab, line))
     }
 
     /// An endpoint in the server's namespace.

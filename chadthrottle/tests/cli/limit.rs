@@ -237,10 +237,9 @@ fn status_shows_it_and_clear_ends_it() {
     let (code, stdout, stderr) = finish(chadthrottle(owner.dir(), &["status"]));
     assert_eq!((code, stderr.as_str()), (0, ""));
     let lines: Vec<Vec<_>> = stdout.lines().map(|line| line.split_whitespace().collect()).collect();
-    let head =
-        "TARGET NAME DIRECTION LIMIT MEASURED DROPPED DELAYED MARKED BACKEND HELD BY OWNER CLIENT AGE LEFT";
+    let head = "TARGET NAME DIRECTION LIMIT MEASURED DROPPED DELAYED QUEUE MARKED BACKEND HELD BY OWNER CLIENT AGE LEFT";
     let row = format!(
-        "pid:{pid} sleep download 1 MB/s (8 Mbit/s) 998 KB/s (7.98 Mbit/s) 7 0 0 ebpf ifb+htb+window 4343 4242 5s 1h00m"
+        "pid:{pid} sleep download 1 MB/s (8 Mbit/s) 998 KB/s (7.98 Mbit/s) 7 0 - 0 ebpf ifb+htb+window 4343 4242 5s 1h00m"
     );
     assert_eq!([lines[0].join(" "), lines[1].join(" ")], [head.to_owned(), row]);
     let (code, stdout, stderr) = finish(chadthrottle(owner.dir(), &["status", "--json"]));

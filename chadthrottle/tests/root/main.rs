@@ -29,6 +29,7 @@ mod scopes;
 mod sharing;
 mod support;
 mod targets;
+mod windows;
 
 use libtest_mimic::Arguments;
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -50,6 +51,7 @@ fn main() -> std::process::ExitCode {
         kernels::trials(),
         accuracy::trials(),
         lossless::trials(),
+        windows::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),

@@ -11,8 +11,8 @@ use std::{
 use chadthrottle_common::{
     abi::{
         ActiveFlows, BucketChange, CgroupThrottleConfig, EVENT_ACCEPTED, EVENT_CHANGED, EVENT_DEVICE, Lost,
-        MAX_NESTED, NARROW, ProcessEntry, RECORD_LOWERED, RECORD_SHARED, SocketRecord, State, ThrottleStats,
-        TokenBucket,
+        MAX_NESTED, NARROW, ProcessEntry, RECORD_LISTENER, RECORD_LOWERED, RECORD_SHARED, SocketRecord,
+        State, ThrottleStats, TokenBucket,
     },
     pacing,
     remote::{LISTED_ONLY, Remotes},
@@ -277,7 +277,8 @@ impl Holder {
         let held = self.held.get(&id).ok_or_else(|| unknown(id))?;
         let key = held.key;
         let pid = held.targets.first().and_then(Target::pid).unwrap_or(0);
-        let lower = held.rates.get(direction).is_none_or(|old| rate < old);
+        let held_before = *held.rates.get(direction);
+        let lower = held_before.is_none_or(|old| rate < old);
         let capacity = capacity(rate);
         let mut config = CgroupThrottleConfig {
             cgroup_id: key,
@@ -294,6 +295,9 @@ impl Holder {
                 records.retain(|record| held.narrowing.covers(record.remote, record.remote_port as u16));
             }
             config.queue_us = QUEUE_US;
+            if held_before.is_none() {
+                self.expect_flows(key, &records)?;
+            }
             if lower && records.iter().any(|record| self.queue.is_equipped(record)) {
                 // First the senders learn how little they may send, then it is held: or all that they were
                 // promised before comes at once, more than a queue should take.
@@ -339,6 +343,24 @@ impl Holder {
         *held.rates.get_mut(direction) = (rate != 0).then_some(rate);
         *held.judge.get_mut(direction) = super::check::Judge::default();
         Ok(())
+    }
+
+    /// Counts the connections of a download limit that is about to begin, before they count themselves: or the
+    /// first that acknowledges takes a window for itself alone, and where windows go by large units it can't be
+    /// taken back.
+    fn expect_flows(&mut self, key: u64, records: &[SocketRecord]) -> Result<()> {
+        let flow = |record: &&SocketRecord| {
+            record.protocol == libc::IPPROTO_TCP as u32
+                && record.flags & RECORD_LISTENER == 0
+                && record.bytes_received > 0
+        };
+        let flows: HashSet<u64> = records.iter().filter(flow).map(|record| record.socket).collect();
+        let mut active = ActiveFlows::default();
+        active.expect(flows.len().min(MOST_FLOWS as usize) as u32, clock::monotonic_ns());
+        self.loaded
+            .hash::<u64, ActiveFlows>(FLOWS)?
+            .insert(key, active, 0)
+            .map_err(|cause| Error::caused(Kind::Failed, format!("write the eBPF map {FLOWS}"), &cause))
     }
 
     fn config(&mut self, key: u64) -> Result<[CgroupThrottleConfig; 2]> {
@@ -572,7 +594,8 @@ impl Holder {
             .get(&key, 0)
             .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {STATS}"), &cause))?;
         let stats = pair[direction.index()];
-        let refused = if direction == Direction::Download { self.queue.dropped(key) } else { 0 };
+        let load = if direction == Direction::Download { self.queue.load(key) } else { None };
+        let refused = load.map_or(0, |(refused, _)| refused);
         Ok(Counters {
             passed_packets: stats.packets_passed,
             passed_bytes: stats.bytes_passed,
@@ -580,6 +603,7 @@ impl Holder {
             dropped_bytes: stats.bytes_dropped,
             delayed_packets: stats.packets_delayed,
             marked_packets: stats.packets_marked,
+            queue_us: load.map(|(_, delay)| delay),
         })
     }
 

@@ -55,6 +55,8 @@ pub struct ClassCount {
     pub dropped: u32,
     /// Buffers that wait.
     pub waiting: u32,
+    /// Bytes that wait, with link headers.
+    pub waiting_bytes: u32,
 }
 
 /// A device's root qdisc.
@@ -190,6 +192,7 @@ fn count(answer: &[u8]) -> Option<(u32, ClassCount)> {
         packets: word(basic, 8)?,
         dropped: word(queue, 8)?,
         waiting: word(queue, 0)?,
+        waiting_bytes: word(queue, 4)?,
     };
     Some((class, count))
 }

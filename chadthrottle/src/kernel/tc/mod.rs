@@ -96,6 +96,17 @@ pub struct Filter {
     pub name: String,
 }
 
+/// The queue of a class.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassQueue {
+    /// Whose it is.
+    pub class: u32,
+    /// Bytes that wait in it.
+    pub bytes: u32,
+    /// Packets (GRO buffers) that it had no room for. Wraps.
+    pub dropped: u32,
+}
+
 /// What a filter does.
 #[derive(Clone, Copy, Debug)]
 pub enum Does {

@@ -1,8 +1,10 @@
 //! What the trials share: a place to measure in, and the command line under test.
 
+pub mod edges;
 mod machine;
 mod network;
 mod pair;
+pub mod relay;
 mod scene;
 pub mod sniff;
 
@@ -18,7 +20,7 @@ pub use chadthrottle::{
 };
 pub use machine::Machine;
 pub use pair::Pair;
-pub use scene::{Limit, Scene, await_full_speed, ensure_held, full_speed, received};
+pub use scene::{Limit, Scene, TCP_PORT, await_full_speed, ensure_held, full_speed, received};
 
 use std::{
     path::PathBuf,
@@ -60,6 +62,15 @@ pub fn program() -> PathBuf {
 
 /// A trial in a scene of its own, after which nothing of ours may be left on the machine.
 pub fn trial(name: &str, run: impl Fn(&Scene) -> Result<Finding> + Send + 'static) -> Trial {
+    trial_in(name, Scene::new, run)
+}
+
+/// [`trial`] in another scene.
+pub fn trial_in(
+    name: &str,
+    make: impl Fn() -> Result<Scene> + Send + 'static,
+    run: impl Fn(&Scene) -> Result<Finding> + Send + 'static,
+) -> Trial {
     let label = name.to_owned();
     let required = std::env::var_os(REQUIRE_ROOT).is_some_and(|value| value == "1");
     Trial::ignorable_test(name, move || {
@@ -67,7 +78,7 @@ pub fn trial(name: &str, run: impl Fn(&Scene) -> Result<Finding> + Send + 'stati
             Some(reason) => Finding::Skipped(reason),
             None => {
                 let start = Instant::now();
-                let finding = in_scene(&label, run);
+                let finding = in_scene(&label, make, run);
                 TAKEN.lock().expect("nobody panics with it").push((start.elapsed(), label));
                 finding.map_err(|error| Failed::from(error.to_string()))?
             }
@@ -98,21 +109,28 @@ pub fn plain(name: &str, run: impl Fn(&Scene) -> Result<()> + Send + 'static) ->
 
 /// All trials measure rates or times, and what is measured on a busy machine may be the machine: one that fails is
 /// taken once more, in a new scene, and that is said. What either of the two leaves behind fails.
-fn in_scene(name: &str, run: impl Fn(&Scene) -> Result<Finding>) -> Result<Finding> {
+fn in_scene(
+    name: &str,
+    make: impl Fn() -> Result<Scene>,
+    run: impl Fn(&Scene) -> Result<Finding>,
+) -> Result<Finding> {
     let before = Machine::look(&[])?;
-    let mut finding = in_new_scene(&run);
+    let mut finding = in_new_scene(&make, &run);
     if let Err(error) = &finding {
         eprintln!("{name} failed once, and is tried again: {error}");
         before.ensure_restored()?;
-        finding = in_new_scene(&run);
+        finding = in_new_scene(&make, &run);
     }
     let finding = finding?;
     before.ensure_restored()?;
     Ok(finding)
 }
 
-fn in_new_scene(run: &impl Fn(&Scene) -> Result<Finding>) -> Result<Finding> {
-    let scene = Scene::new()?;
+fn in_new_scene(
+    make: &impl Fn() -> Result<Scene>,
+    run: &impl Fn(&Scene) -> Result<Finding>,
+) -> Result<Finding> {
+    let scene = make()?;
     let before = scene.machine()?;
     let finding = run(&scene)?;
     before.ensure_restored()?;

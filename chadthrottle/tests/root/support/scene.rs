@@ -15,7 +15,7 @@ use chadthrottle::{
     model::{Direction, LimitReport, PerDirection, StatusReport},
     selftest::{
         cgroup::Cgroup,
-        lab::{Lab, Version},
+        lab::{CLIENT_DEVICE, Lab, SERVER_DEVICE, Version},
         process::{Call, Output, Place, Traffic, sleep_until},
         traffic::now,
     },
@@ -30,9 +30,11 @@ use super::{
     ensure,
     machine::{self, Machine},
     program,
+    relay::{Line, Relay, Watch},
 };
 
-const TCP: u16 = 5000;
+/// Where [`Scene::server`] takes TCP.
+pub const TCP_PORT: u16 = 5000;
 const MPTCP: u16 = 5001;
 const UDP: u16 = 5002;
 
@@ -48,6 +50,8 @@ pub struct Scene {
     cgroup: Cgroup,
     /// The namespaces.
     pub lab: Lab,
+    /// What is between them, if it is no cable.
+    line: Option<Relay>,
     program: PathBuf,
     runs: Cell<u64>,
     backends: Cell<PerDirection<Option<&'static str>>>,
@@ -56,6 +60,26 @@ pub struct Scene {
 impl Scene {
     /// Nothing runs in it yet.
     pub fn new() -> Result<Self> {
+        Self::joined(Lab::new()?, None)
+    }
+
+    /// With a line between the namespaces instead of a cable.
+    pub fn over(line: Line) -> Result<Self> {
+        let (lab, line) = Lab::joined_by(|lab| {
+            Relay::new(line, (&lab.client, CLIENT_DEVICE), (&lab.server, SERVER_DEVICE))
+        })?;
+        Self::joined(lab, Some(line))
+    }
+
+    /// With a line on which somebody sees every packet.
+    pub fn watched(line: Line, watch: impl Fn() -> Watch) -> Result<Self> {
+        let (lab, line) = Lab::joined_by(|lab| {
+            Relay::watched(line, (&lab.client, CLIENT_DEVICE), (&lab.server, SERVER_DEVICE), watch)
+        })?;
+        Self::joined(lab, Some(line))
+    }
+
+    fn joined(lab: Lab, line: Option<Relay>) -> Result<Self> {
         sweep_killed()?;
         let number = SCENES.fetch_add(1, Ordering::Relaxed);
         let name = format!("{PREFIX}{}-{number}", std::process::id());
@@ -63,7 +87,8 @@ impl Scene {
         Ok(Self {
             runtime: runtime.map_err(|cause| Error::caused(Kind::Failed, "make a folder", &cause))?,
             cgroup: Cgroup::new(&cgroup::mount()?, &name)?,
-            lab: Lab::new()?,
+            lab,
+            line,
             program: program(),
             runs: Cell::new(0),
             backends: Cell::default(),
@@ -73,6 +98,16 @@ impl Scene {
     /// The machine as it is now, with the scene's namespaces.
     pub fn machine(&self) -> Result<Machine<'_>> {
         Machine::look(&[("the client's namespace", &self.lab.client), ("the server's", &self.lab.server)])
+    }
+
+    /// Whether there is more than a cable between the namespaces.
+    pub fn has_line(&self) -> bool {
+        self.line.is_some()
+    }
+
+    /// Packets that the line between the namespaces lost, for want of room in front of it.
+    pub fn lost(&self) -> u64 {
+        self.line.as_ref().map_or(0, Relay::lost)
     }
 
     /// From now on limits are set with these backends.
@@ -98,7 +133,7 @@ impl Scene {
 
     /// Where [`Scene::server`] takes TCP.
     pub fn tcp(&self, version: Version) -> SocketAddr {
-        self.lab.server_at(version, TCP)
+        self.lab.server_at(version, TCP_PORT)
     }
 
     /// Where [`Scene::server`] takes multipath TCP.

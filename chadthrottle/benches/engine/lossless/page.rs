@@ -1,0 +1,115 @@
+//! The page: a table of all cells, the worst of ours, and a plot.
+
+use std::{fmt::Write, fs, path::Path};
+
+use chadthrottle::{Error, Kind, Result};
+
+use super::{Cell, Design, Outcome, middle};
+
+const HEAD: &str = "\
+A limit is set two seconds into a transfer at full speed, and measured for eight seconds from two seconds after. *goodput*: \
+payload that was received, as a share of the limit; a limit counts IP bytes, of which full packets carry 0.965 as \
+payload: that is the ceiling. *off*: distance from it. *again*: the part of the sender's bytes that it sent twice, from \
+one second after the limit on; *with start*: from the limit on. *fair*: the slowest connection's share of the fastest one's. \
+*best second*: the most that was received in one second, as a share of the limit. The line between the \
+two namespaces carries twelve times the limit, 150 MB/s at most, with a buffer of 100 ms; at a round trip of 0 it is a pair of \
+virtual devices. *nft by hand* drops what is over the rate, as most tools do; *HTB by hand* is one class, on download \
+behind an IFB, with `tc`'s defaults.
+
+![Sent again, by design](lossless.svg)
+
+";
+
+const COLUMNS: &str = "\
+| held by | direction | limit MB/s | round trip ms | connections | control | goodput | off | again | with start | fair | best second |
+|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|
+";
+
+/// A line of the table.
+pub fn row(outcome: &Outcome) -> String {
+    let Cell { design, direction, rate, flows, congestion, round_trip_ms } = outcome.cell;
+    format!(
+        "| {} | {direction} | {} | {round_trip_ms} | {flows} | {congestion} | {:.3} | {:.3} | {:.2} % | {:.2} % | {:.2} | {:.2} |",
+        design.name(),
+        rate as f64 / 1e6,
+        outcome.goodput,
+        outcome.distance(),
+        outcome.again * 100.0,
+        outcome.again_with_start * 100.0,
+        outcome.fairness,
+        outcome.most,
+    )
+}
+
+/// Prints the page, and writes it with its plot.
+pub fn write(outcomes: &[Outcome], folder: Option<&Path>) -> Result<()> {
+    let mut page = format!(
+        "# Limits side by side\n\nWritten by `cargo xtask bench --only lossless --full`. {}\n\n{HEAD}{COLUMNS}",
+        crate::page::machine()
+    );
+    for outcome in outcomes {
+        page += &row(outcome);
+        page.push('\n');
+    }
+    let mut worst: Vec<_> = outcomes.iter().filter(|outcome| outcome.cell.design == Design::Ours).collect();
+    worst.sort_by(|one, other| other.distance().total_cmp(&one.distance()));
+    let _ = write!(page, "\n## The five cells of ours that are furthest off\n\n{COLUMNS}");
+    for outcome in worst.into_iter().take(5) {
+        page += &row(outcome);
+        page.push('\n');
+    }
+    println!("{page}");
+    let Some(folder) = folder else { return Ok(()) };
+    for (name, text) in [("lossless.md", page), ("lossless.svg", plot(outcomes))] {
+        let path = folder.join(name);
+        fs::write(&path, text)
+            .map_err(|cause| Error::caused(Kind::Failed, format!("write {}", path.display()), &cause))?;
+    }
+    Ok(())
+}
+
+/// Bars: what downloads send again, by design and round trip, in the middle of all cells.
+fn plot(outcomes: &[Outcome]) -> String {
+    const WIDTH: f64 = 720.0;
+    const LEFT: f64 = 190.0;
+    const BAR: f64 = 20.0;
+    let mut trips: Vec<u64> = outcomes.iter().map(|outcome| outcome.cell.round_trip_ms).collect();
+    trips.sort_unstable();
+    trips.dedup();
+    let mut bars = Vec::new();
+    for trip in trips {
+        for (design, colour) in Design::ALL.into_iter().zip(["#1b7837", "#b2182b", "#2166ac"]) {
+            let wanted = |cell: &Cell| {
+                cell.design == design
+                    && cell.round_trip_ms == trip
+                    && cell.direction == chadthrottle::model::Direction::Download
+                    && cell.flows == 8
+                    && cell.rate <= 10_000_000
+            };
+            if let Some(share) = middle(outcomes, wanted, |outcome| outcome.again_with_start) {
+                bars.push((format!("{trip} ms, {}", design.name()), share * 100.0, colour));
+            }
+        }
+    }
+    let most = bars.iter().map(|(_, share, _)| *share).fold(1.0, f64::max);
+    let height = 40.0 + bars.len() as f64 * (BAR + 4.0);
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" \
+         font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"10\" y=\"20\">Downloads of 8 \
+         connections: part of the sender's bytes sent again, start included (median)</text>\n"
+    );
+    for (number, (name, share, colour)) in bars.iter().enumerate() {
+        let top = 32.0 + number as f64 * (BAR + 4.0);
+        let length = share / most * (WIDTH - LEFT - 80.0);
+        let _ = writeln!(
+            svg,
+            "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{name}</text><rect x=\"{LEFT}\" y=\"{top}\" \
+             width=\"{length:.1}\" height=\"{BAR}\" fill=\"{colour}\"/><text x=\"{:.1}\" y=\"{}\">{share:.2} %</text>",
+            LEFT - 8.0,
+            top + 15.0,
+            LEFT + length + 6.0,
+            top + 15.0,
+        );
+    }
+    svg + "</svg>\n"
+}
