@@ -16,10 +16,11 @@ const FOLDERS: [&str; 11] =
     ["bin", "cg", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "var"];
 
 /// What the tests use, where the kernel has it as a module. Their dependencies come along.
-const MODULES: [&str; 16] = [
+const MODULES: [&str; 17] = [
     "ipv6",
     "veth",
     "ifb",
+    "tun",
     "tcp_bbr",
     "inet_diag",
     "tcp_diag",
