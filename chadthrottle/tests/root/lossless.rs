@@ -28,7 +28,7 @@ pub fn trials() -> Vec<Trial> {
                 let name = format!("lossless::rtt_{rtt}_{}_mb_{flows}_{congestion}", rate / 1_000_000);
                 let line = Line::new(rtt, 12 * rate);
                 let run = move |scene: &Scene| download(scene, rate, flows, congestion, Version::V4);
-                trials.push(trial_in(&name, move || Scene::over(line), run));
+                trials.push(line_trial(&name, move || Scene::over(line), run));
             }
         }
     }

@@ -33,7 +33,7 @@ pub fn trials() -> Vec<Trial> {
             let run = move |scene: &Scene| {
                 edges_stay(scene, version, buffer, scale, &watched).map(|()| Finding::Holds)
             };
-            trials.push(trial_in(&format!("windows::{name}_scale_{scale}"), make, run));
+            trials.push(line_trial(&format!("windows::{name}_scale_{scale}"), make, run));
         }
     }
     trials

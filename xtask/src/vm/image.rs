@@ -16,10 +16,11 @@ const FOLDERS: [&str; 11] =
     ["bin", "cg", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "var"];
 
 /// What the tests use, where the kernel has it as a module. Their dependencies come along.
-const MODULES: [&str; 21] = [
+const MODULES: &[&str] = &[
     "ipv6",
     "veth",
     "ifb",
+    "tun",
     "tcp_bbr",
     "inet_diag",
     "tcp_diag",
@@ -35,6 +36,7 @@ const MODULES: [&str; 21] = [
     "act_mirred",
     "nf_tables",
     "nft_counter",
+    "nft_fwd_netdev",
     "nft_limit",
     "nft_objref",
     "nft_socket",

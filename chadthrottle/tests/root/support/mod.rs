@@ -62,12 +62,21 @@ pub fn program() -> PathBuf {
 
 /// A trial in a scene of its own, after which nothing of ours may be left on the machine.
 pub fn trial(name: &str, run: impl Fn(&Scene) -> Result<Finding> + Send + 'static) -> Trial {
-    trial_in(name, Scene::new, run)
+    trial_in(name, missing, Scene::new, run)
 }
 
-/// [`trial`] in another scene.
-pub fn trial_in(
+/// [`trial`] in a scene with a line.
+pub fn line_trial(
     name: &str,
+    make: impl Fn() -> Result<Scene> + Send + 'static,
+    run: impl Fn(&Scene) -> Result<Finding> + Send + 'static,
+) -> Trial {
+    trial_in(name, || missing().or_else(relay::missing), make, run)
+}
+
+fn trial_in(
+    name: &str,
+    missing: impl Fn() -> Option<String> + Send + 'static,
     make: impl Fn() -> Result<Scene> + Send + 'static,
     run: impl Fn(&Scene) -> Result<Finding> + Send + 'static,
 ) -> Trial {

@@ -11,6 +11,7 @@ use std::{
         fd::{AsRawFd, RawFd},
         unix::fs::OpenOptionsExt,
     },
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -50,6 +51,9 @@ pub enum Way {
 
 /// Sees each frame as it sets out: `struct virtio_net_hdr`, then the Ethernet header.
 pub type Watch = Box<dyn FnMut(Way, &[u8]) + Send>;
+
+/// Makes TAP devices.
+const TUN: &str = "/dev/net/tun";
 
 /// Length of `struct virtio_net_hdr`.
 pub const VNET: usize = 10;
@@ -214,6 +218,11 @@ impl Half {
     }
 }
 
+/// Why there can be no line here.
+pub fn missing() -> Option<String> {
+    (!Path::new(TUN).exists()).then(|| format!("there is no {TUN}: load the kernel's module tun"))
+}
+
 /// The device is not in use (yet).
 fn is_down(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EIO | libc::EBADFD | libc::ENETDOWN | libc::EAGAIN))
@@ -232,8 +241,7 @@ fn tap(name: &str, offload: bool) -> io::Result<File> {
     const TUNSETOFFLOAD: libc::c_ulong = 0x4004_54d0;
     const TUN_F_CSUM: libc::c_ulong = 1;
     const TUN_F_TSO: libc::c_ulong = 2 | 4;
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open("/dev/net/tun")?;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK).open(TUN)?;
     // SAFETY: integers only; zeros are a name of no length.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
