@@ -26,6 +26,7 @@ pub fn trials() -> Vec<Trial> {
         trial_of("screens::a_limit_by_keys", a_limit_by_keys),
         trial_of("screens::limits_stay_when_the_user_says_so", limits_stay),
         trial_of("screens::limits_end_with_a_signal", signals),
+        trial_of("screens::another_backend", another_backend),
         trial_of("screens::a_limit_that_does_not_hold", a_limit_that_does_not_hold),
     ]
 }
@@ -183,6 +184,50 @@ fn limits_stay(scene: &Scene) -> Result<()> {
     ensure!(status.success(), "the screens ended with {status}");
     ensure_in_status(scene, &pair.target(), RATE)?;
     scene.succeed("clear").map(drop)
+}
+
+/// One direction goes to another backend and back, by keys.
+fn another_backend(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    let mut session = screens(scene);
+    session.until("the process", |text| is_fast(text, pid));
+    session.press(LIMIT);
+    session.see("limited pid:");
+    session.press("5");
+    session.until("what works here", |text| text.contains("✓ ebpf") && text.contains("✓ nftables"));
+    for name in ["nftables", "ebpf"] {
+        let chosen = |text: &str| {
+            let line = text.lines().find(|line| line.contains("Hold the download by"));
+            line.is_some_and(|line| line.split_whitespace().any(|word| word == name))
+        };
+        // All of them have been seen then.
+        for _ in 0..10 {
+            if chosen(&session.text()) {
+                break;
+            }
+            let before = session.text();
+            session.press("d");
+            session.until("another one", |text| text != before);
+        }
+        ensure!(chosen(&session.text()), "{name} can't be chosen:\n{}", session.text());
+        session.see("1 limit is held by another one");
+        session.press("\r");
+        session.until("that it was moved", |text| {
+            !text.contains("held by another one") && text.contains("limited pid:")
+        });
+        let since = now();
+        let report = ensure_in_status(scene, &pair.target(), RATE)?;
+        for (direction, wanted) in [(Direction::Download, name), (Direction::Upload, "ebpf")] {
+            let held = report.directions.get(direction).as_ref().map(|held| held.backend.as_str());
+            ensure!(held == Some(wanted), "{direction} is held by {held:?} instead of {wanted}");
+        }
+        pair.ensure_held(since, RATE)?;
+    }
+    session.press("qe");
+    let status = session.end();
+    ensure!(status.success(), "the screens ended with {status}");
+    ensure_no_limit(scene)
 }
 
 fn signals(scene: &Scene) -> Result<()> {
