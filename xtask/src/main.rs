@@ -1,9 +1,10 @@
-//! The project's own commands: `cargo xtask build-ebpf | test | vm | bench`.
+//! The project's own commands: `cargo xtask build-ebpf | test | vm | bench | pictures`.
 
 mod apt;
 mod bench;
 mod counts;
 mod ebpf;
+mod pictures;
 mod sh;
 mod suite;
 mod vm;
@@ -31,6 +32,8 @@ enum Command {
     Vm(vm::Options),
     /// Measure what the engine costs and how well it holds, and write docs/benchmarks/engine.md
     Bench(bench::Options),
+    /// Draw the pictures of the README anew, in docs/pictures
+    Pictures,
 }
 
 fn main() -> ExitCode {
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Command::Test(options) => suite::run(&options),
         Command::Vm(options) => vm::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Pictures => pictures::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

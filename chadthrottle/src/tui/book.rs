@@ -40,6 +40,7 @@ enum Undo {
 enum Purpose {
     Set,
     Change { before: Box<LimitReport> },
+    Move,
     Remove { before: Box<LimitReport>, suspend: bool },
     Resume { before: Box<LimitReport> },
     Undo(Undo),
@@ -106,6 +107,16 @@ impl Book {
         LimitRequest { targets, rates, duration, ..self.template.clone() }
     }
 
+    /// Backends that limits are asked for with; `None`: the best that works.
+    pub fn backends(&self) -> &PerDirection<Option<String>> {
+        &self.template.backends
+    }
+
+    /// From now on limits are asked for with that backend.
+    pub fn choose(&mut self, direction: Direction, backend: Option<String>) {
+        *self.template.backends.get_mut(direction) = backend;
+    }
+
     fn request_again(&self, report: &LimitReport) -> LimitRequest {
         let request = self.request(report.targets.clone(), rates_of(report), report.remaining);
         LimitRequest { detach: report.detached, scope: report.scope, ..request }
@@ -150,6 +161,11 @@ impl Book {
             Rate::new(bytes.clamp(crate::model::MIN_RATE, crate::model::MAX_RATE))
         };
         self.change(report, PerDirection::from_fn(|direction| now.get(direction).and_then(scaled)))
+    }
+
+    /// Orders that another backend holds a direction of a limit.
+    pub fn move_over(&mut self, id: LimitId, direction: Direction, backend: String) -> Order {
+        self.order(Step::Move { id, direction, backend }, Purpose::Move)
     }
 
     /// Orders the end of a limit.

@@ -4,6 +4,7 @@
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::app::Screen;
+use crate::model::Direction;
 
 /// What a key can ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +61,10 @@ pub enum Action {
     Remove,
     /// Suspend the limit, or bring it back.
     Suspend,
+    /// On the screen of backends: the next one for that direction.
+    Choose(Direction),
+    /// There: let the chosen ones hold the limits in force, too.
+    MoveLimits,
     /// Undo the last change of a limit.
     Undo,
     /// Let the picture stand still, or go on.
@@ -202,6 +207,7 @@ use Screen as S;
 const ROWS: Place = Screens(&[S::Processes, S::Detail]);
 /// Screens that show limits.
 const LIMITED: Place = Screens(&[S::Processes, S::Detail, S::Limits]);
+const BACKENDS: Place = Screens(&[S::Backends]);
 const PROCESSES: Place = Screens(&[S::Processes]);
 
 /// In the order of the help; the footer shows as many as there is room for, in this order.
@@ -221,6 +227,15 @@ static BINDINGS: &[Binding] = &[
     bind(&[letter('R')], A::Reverse, PROCESSES, "turn the order round", ""),
     bind(&[letter('l'), key(KeyCode::Right)], A::Expand, PROCESSES, "show what is below a row", ""),
     bind(&[letter('h'), key(KeyCode::Left)], A::Collapse, PROCESSES, "hide what is below a row", ""),
+    bind(
+        &[letter('d')],
+        A::Choose(Direction::Download),
+        BACKENDS,
+        "another backend for download",
+        "download",
+    ),
+    bind(&[letter('u')], A::Choose(Direction::Upload), BACKENDS, "another backend for upload", "upload"),
+    bind(&[key(KeyCode::Enter)], A::MoveLimits, BACKENDS, "move limits in force to these", "move limits"),
     bind(&[letter('j'), key(KeyCode::Down)], A::Down, Everywhere, "a line down", ""),
     bind(&[letter('k'), key(KeyCode::Up)], A::Up, Everywhere, "a line up", ""),
     bind(&[key(KeyCode::PageDown), control('d')], A::PageDown, Everywhere, "a page down", ""),

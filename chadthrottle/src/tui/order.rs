@@ -3,7 +3,7 @@
 
 use crate::{
     error::Result,
-    model::{Escape, LimitId, LimitReport, PerDirection, Rate},
+    model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate},
     output::backends::BackendReport,
     owner::protocol::{EndReason, LimitRequest},
 };
@@ -38,6 +38,15 @@ pub enum Step {
         old: LimitId,
         /// What comes.
         request: LimitRequest,
+    },
+    /// Lets another backend hold a direction of a limit, the new one first.
+    Move {
+        /// Which.
+        id: LimitId,
+        /// The direction.
+        direction: Direction,
+        /// Name of the new backend.
+        backend: String,
     },
     /// Ends a limit.
     Remove {

@@ -121,7 +121,8 @@ impl Theme {
             tab: plain.fg(Color::Indexed(231)).bg(Color::Indexed(25)).add_modifier(Modifier::BOLD),
             heading: plain.fg(Color::Indexed(238)).bg(Color::Indexed(253)),
             sorted: plain.fg(Color::Indexed(25)).bg(Color::Indexed(253)).add_modifier(Modifier::BOLD),
-            selected: plain.bg(Color::Indexed(189)).add_modifier(Modifier::BOLD),
+            // The colours of the cells stay.
+            selected: Style::new().bg(Color::Indexed(189)).add_modifier(Modifier::BOLD),
             download: plain.fg(Color::Indexed(28)),
             upload: plain.fg(Color::Indexed(26)),
             limit: plain.fg(Color::Indexed(130)),

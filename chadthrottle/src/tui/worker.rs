@@ -113,6 +113,7 @@ impl Worker {
                 self.ask(&Request::Remove { id: old })?;
                 Ok(outcome)
             }
+            Step::Move { id, direction, backend } => self.limited(&Request::Move { id, direction, backend }),
             Step::Remove { id } => self.ask(&Request::Remove { id }).map(|_| Outcome::Done),
             Step::Keep(requests) => {
                 for request in requests {

@@ -22,7 +22,7 @@ use crate::{
 const RATE: f64 = 2e6;
 
 /// Within so many seconds an escape is told of.
-const PROMISE: f64 = 5.0;
+pub const PROMISE: f64 = 5.0;
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -79,14 +79,24 @@ fn inherit(command: &mut std::process::Command, descriptor: i32) {
     };
 }
 
-/// An open connection of a process at `place`, which passes it on to a limited one.
-fn passed_on(scene: &Scene, sink: &Sink, place: Place<'_>, kind: EscapeKind) -> Result<()> {
+/// A process at `place` with an open connection, which it will pass on, and one that waits for it.
+pub fn giver_and_taker(
+    scene: &Scene,
+    sink: &Sink,
+    place: Place<'_>,
+) -> Result<(Process<Lines>, Process<Lines>)> {
     let (taker, socket) = taker(scene)?;
     let number = socket.as_raw_fd();
     let mut command = actor::command(&["give", &sink.address(), &number.to_string()])?;
     inherit(&mut command, number);
-    let mut giver = actor::spawn(command, place)?;
+    let giver = actor::spawn(command, place)?;
     actor::await_line(&giver, "connected")?;
+    Ok((giver, taker))
+}
+
+/// An open connection of a process at `place`, which passes it on to a limited one.
+fn passed_on(scene: &Scene, sink: &Sink, place: Place<'_>, kind: EscapeKind) -> Result<()> {
+    let (mut giver, taker) = giver_and_taker(scene, sink, place)?;
     let target = format!("pid:{}", taker.pid());
     let mut limit = scene.limit(&format!("{target} -u {RATE}"))?;
     sleep_until(limit.since + 2.5)?;

@@ -22,10 +22,14 @@ mod many;
 mod monitor;
 mod moving;
 mod places;
+#[allow(dead_code, reason = "the tests of the screens alone use more of it")]
+#[path = "../tui/pty.rs"]
+mod pty;
 mod raw;
 mod rights;
 mod rows;
 mod scopes;
+mod screens;
 mod sharing;
 mod support;
 mod targets;
@@ -70,6 +74,7 @@ fn main() -> std::process::ExitCode {
         backends::trials(),
         foreign::trials(),
         moving::trials(),
+        screens::trials(),
     ];
     let conclusion = libtest_mimic::run(&arguments, themes.into_iter().flatten().collect());
     support::tell_slowest();

@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
-use chadthrottle::monitor::recording::Recorder;
+use chadthrottle::{
+    monitor::recording::Recorder,
+    tui::{self, theme::ThemeName},
+};
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::{pty::Session, scene::Scene};
+use crate::{pty::Session, scene::Scene, stage::template};
 
 /// A recording of a minute, played in three seconds; its last picture stays.
 fn recording() -> (TempDir, String) {
@@ -25,7 +28,7 @@ fn start(size: (u16, u16), variables: &[(&str, &str)]) -> (TempDir, Session) {
     let (folder, path) = recording();
     let home = folder.path().to_str().expect("a name").to_owned();
     let variables = [&[("HOME", home.as_str())], variables].concat();
-    let session = Session::start(size, &["--replay", &path], &variables);
+    let session = Session::start(size, env!("CARGO_BIN_EXE_chadthrottle"), &["--replay", &path], &variables);
     (folder, session)
 }
 
@@ -61,6 +64,35 @@ fn signals_leave_the_terminal_as_it_was() {
         session.signal(signal);
         assert!(session.end().success(), "{signal}");
     }
+}
+
+/// Tells the test that it is the program in the terminal.
+const PANICS: &str = "CHADT_TEST_PANICS";
+
+#[test]
+fn a_panic_leaves_the_terminal_as_it_was() {
+    if std::env::var_os(PANICS).is_some() {
+        let options = tui::Options {
+            feed: Box::new(|| panic!("on purpose")),
+            runtime_dir: "/nowhere".into(),
+            template: template(),
+            theme: ThemeName::Default,
+            ascii: false,
+            read_only: None,
+            words: Vec::new(),
+        };
+        let result = tui::run(options);
+        unreachable!("the screens went on after a panic: {result:?}");
+    }
+    let program = std::env::current_exe().expect("this program");
+    let words = ["--exact", "binary::a_panic_leaves_the_terminal_as_it_was", "--nocapture"];
+    let session = Session::start((80, 24), program, &words, &[(PANICS, "1")]);
+    let (status, raw) = session.end_with_all();
+    assert_eq!(status.code(), Some(101));
+    // Said where it can be read: after the terminal was given back.
+    let raw = String::from_utf8_lossy(&raw);
+    let (_, after) = raw.rsplit_once("\x1b[?1049l").expect("it had taken the terminal over");
+    assert!(after.contains("on purpose"), "{raw:?}");
 }
 
 #[test]

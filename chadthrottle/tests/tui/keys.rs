@@ -4,12 +4,14 @@ use std::sync::Arc;
 
 use chadthrottle::{
     Error, Kind,
+    backend::{Priority, Probe},
     model::{Direction, LimitId, Rate, Snapshot, Target},
+    output::backends::BackendReport,
     owner::protocol::EndReason,
     tui::{
         app::Screen,
         event::Event,
-        order::{News, Step},
+        order::{Answer, News, Outcome, Step},
     },
 };
 use ratatui::crossterm::event::{
@@ -362,4 +364,63 @@ fn any_size_at_any_time() {
             stage.key(KeyCode::PageUp);
         }
     }
+}
+
+fn backend(name: &'static str) -> BackendReport {
+    BackendReport {
+        name,
+        priority: Priority::Good,
+        directions: &Direction::ALL,
+        available: Probe::Ready,
+        requirements: Vec::new(),
+    }
+}
+
+#[test]
+fn limits_go_to_the_backend_that_is_chosen() {
+    let mut stage = stage();
+    stage.press("t1M\t1M\n");
+    stage.answer();
+    stage.press("5d");
+    assert!(said(&stage).contains("not known yet"));
+    let number = stage.orders.remove(0).number;
+    let unavailable = Probe::Unavailable { reason: "not here".into(), mend: None };
+    let reports = vec![
+        backend("ebpf"),
+        BackendReport { available: unavailable, ..backend("tc_police") },
+        BackendReport { directions: &[Direction::Upload], ..backend("tc_htb") },
+        backend("nftables"),
+    ];
+    stage.tell(Event::Answer(Answer { number, result: Ok(Outcome::Backends(reports)) }));
+
+    // The limit is where it should be.
+    stage.press("d\n");
+    assert!(stage.orders.is_empty() && said(&stage).contains("no limit is held by another"));
+    stage.press("duuu");
+    let text = stage.text();
+    assert!(text.contains("download by  nftables   1 limit is held by another one"), "{text}");
+    assert!(text.contains("upload by    nftables   1 limit is held by another one"), "{text}");
+    stage.press("\n");
+    let step = |id, direction| Step::Move { id: LimitId(id), direction, backend: "nftables".into() };
+    let steps: Vec<_> = stage.orders.iter().map(|order| order.step.clone()).collect();
+    assert_eq!(steps, Direction::ALL.map(|direction| step(101, direction)));
+
+    // One can't, and stays where it is; the other can.
+    let refused = stage.orders.remove(0);
+    let error = Error::new(Kind::NoBackend, "nftables: the kernel says no");
+    stage.tell(Event::Answer(Answer { number: refused.number, result: Err(error) }));
+    stage.answer();
+    assert!(said(&stage).contains("the kernel says no"), "{}", said(&stage));
+    assert_eq!(stage.text().matches("held by another one").count(), 1);
+
+    // Who comes later is asked for with them.
+    stage.press("1r");
+    stage.answer();
+    stage.press("t2M\n");
+    let Some(Step::Set(request)) = stage.orders.first().map(|order| &order.step) else { panic!("no limit") };
+    assert!(request.backends.iter().all(|(_, name)| name.as_deref() == Some("nftables")));
+    // After the last one, the best again.
+    stage.answer();
+    stage.press("5du");
+    assert_eq!(stage.text().matches("the best that works").count(), 2);
 }

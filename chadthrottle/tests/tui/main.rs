@@ -2,7 +2,9 @@
 
 mod binary;
 mod keys;
+mod pictures;
 mod pty;
 mod scene;
 mod screens;
 mod stage;
+mod svg;

@@ -1,4 +1,4 @@
-//! The real binary in a terminal of the test's own.
+//! A program in a terminal of the test's own.
 
 use std::{
     ffi::OsStr,
@@ -27,6 +27,9 @@ use nix::{
 /// How long to wait for anything that is seen.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// A title that no program gives; written when one has ended.
+const LAST: &[u8] = b"\x1b]0;chadt-over\x07";
+
 /// Everything that was written to the terminal.
 #[derive(Default)]
 struct Written {
@@ -41,7 +44,7 @@ impl Written {
     }
 }
 
-/// The binary, and the terminal that it thinks it has. Dropped, it is killed.
+/// The program, and the terminal that it thinks it has. Dropped, it is killed.
 pub struct Session {
     child: Child,
     /// The user's end.
@@ -58,16 +61,17 @@ fn winsize(columns: u16, rows: u16) -> Winsize {
 }
 
 impl Session {
-    /// Starts the binary; `variables` are added to an environment that says as little as possible.
+    /// Starts a program, in an environment that says as little as possible; `variables` are added to it.
     pub fn start(
         (columns, rows): (u16, u16),
+        program: impl AsRef<OsStr>,
         arguments: &[impl AsRef<OsStr>],
         variables: &[(&str, &str)],
     ) -> Self {
         let pair = openpty(Some(&winsize(columns, rows)), None).expect("a pseudo terminal");
         let before = tcgetattr(&pair.slave).expect("its modes");
         let stdio = || Stdio::from(pair.slave.try_clone().expect("a descriptor"));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_chadthrottle"));
+        let mut command = Command::new(program);
         command.args(arguments).stdin(stdio()).stdout(stdio()).stderr(stdio());
         command.env_clear().env("PATH", "/usr/bin:/bin").env("TERM", "xterm-256color").env("LANG", "C.UTF-8");
         command.envs(variables.iter().copied());
@@ -82,7 +86,7 @@ impl Session {
                 }
             });
         }
-        let child = command.spawn().expect("the binary starts");
+        let child = command.spawn().expect("the program starts");
         drop(command);
         let ours = File::from(pair.master);
         let written = Arc::new(Mutex::new(Written::default()));
@@ -147,7 +151,12 @@ impl Session {
     }
 
     /// Waits for its end, which must leave the terminal as it was.
-    pub fn end(mut self) -> ExitStatus {
+    pub fn end(self) -> ExitStatus {
+        self.end_with_all().0
+    }
+
+    /// [`Session::end`], with everything that was ever written.
+    pub fn end_with_all(mut self) -> (ExitStatus, Vec<u8>) {
         let begun = Instant::now();
         let status = loop {
             if let Some(status) = self.child.try_wait().expect("a child") {
@@ -159,19 +168,19 @@ impl Session {
         let after = tcgetattr(&self.theirs).expect("the terminal's modes");
         assert_eq!(after.local_flags, self.before.local_flags);
         assert!(after.local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO));
-        // What was written last may still be on its way.
-        let is_restored = |written: &Written| {
-            let screen = written.parser.screen();
-            !screen.alternate_screen()
-                && !screen.hide_cursor()
-                && !screen.bracketed_paste()
-                && screen.mouse_protocol_mode() == vt100::MouseProtocolMode::None
-        };
-        while !is_restored(&self.written.lock().unwrap()) {
-            assert!(begun.elapsed() < PATIENCE, "the terminal is not restored");
+        // What was written last may still be on its way; nothing comes after this.
+        File::from(self.theirs.try_clone().expect("a descriptor")).write_all(LAST).expect("a terminal");
+        while !self.raw().ends_with(LAST) {
+            assert!(begun.elapsed() < PATIENCE, "the terminal does not come to an end");
             thread::sleep(Duration::from_millis(5));
         }
-        status
+        {
+            let written = self.written.lock().unwrap();
+            let screen = written.parser.screen();
+            assert!(!screen.alternate_screen() && !screen.hide_cursor() && !screen.bracketed_paste());
+            assert_eq!(screen.mouse_protocol_mode(), vt100::MouseProtocolMode::None);
+        }
+        (status, self.raw())
     }
 }
 

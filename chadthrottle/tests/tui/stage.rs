@@ -121,6 +121,12 @@ impl Stage {
                     }
                     Outcome::Limited(Box::new(report.clone()), Vec::new())
                 }
+                Step::Move { id, direction, backend } => {
+                    let report = self.limits.get_mut(&id).expect("a limit that is in force");
+                    let held = report.directions.get_mut(direction).as_mut().expect("a limited direction");
+                    held.backend = backend;
+                    Outcome::Limited(Box::new(report.clone()), Vec::new())
+                }
                 Step::Remove { id } => {
                     self.limits.remove(&id).expect("a limit that is in force");
                     Outcome::Done

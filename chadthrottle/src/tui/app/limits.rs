@@ -79,7 +79,7 @@ impl App {
     }
 
     /// Whether limits can be set at all; says why not.
-    fn may_limit(&mut self) -> bool {
+    pub(super) fn may_limit(&mut self) -> bool {
         match self.read_only.clone() {
             Some(why) => {
                 self.say(Tone::Warning, why);

@@ -28,6 +28,7 @@ use crate::{
     owner::protocol::LimitRequest,
 };
 
+mod backends;
 mod limits;
 pub mod list;
 mod mouse;
@@ -298,7 +299,11 @@ impl App {
                         if asked.is_some() {
                             self.dialog = None;
                         }
-                        self.message = Some(message);
+                        // What failed is not hidden by what went well beside it.
+                        let failed = matches!(&self.message, Some(before) if before.tone == Tone::Alarm);
+                        if !(failed && went_well) {
+                            self.message = Some(message);
+                        }
                     }
                 }
                 self.refresh();
@@ -427,6 +432,8 @@ impl App {
             Action::Remove => return self.remove(),
             Action::Suspend => return self.suspend(),
             Action::Undo => return self.undo(),
+            Action::Choose(direction) => self.choose_backend(direction),
+            Action::MoveLimits => return self.move_limits(),
             // Of the dialog.
             Action::NextField | Action::PreviousField | Action::NextChoice | Action::PreviousChoice => {}
         }

@@ -6,13 +6,13 @@ use super::View;
 use crate::{
     backend::Probe,
     model::Direction,
-    output::{backends::BackendReport, escape},
+    output::{backends::BackendReport, escape, number},
 };
 
 /// Everything there is to say, to be scrolled.
 pub fn lines(view: &View) -> Vec<Line<'static>> {
     let theme = view.theme;
-    let mut lines = Vec::new();
+    let mut lines = choices(view);
     match &view.app.backends {
         None => lines.push(Line::styled(" Trying …", theme.dim)),
         Some(Err(error)) => lines.push(Line::styled(format!(" {}", escape(&error.to_string())), theme.alarm)),
@@ -33,6 +33,29 @@ pub fn lines(view: &View) -> Vec<Line<'static>> {
         }
     }
     lines
+}
+
+/// What limits are held by when they are set here.
+fn choices(view: &View) -> Vec<Line<'static>> {
+    let theme = view.theme;
+    let choice = |direction: Direction| {
+        let chosen = view.app.book.backends().get(direction).as_deref();
+        let mut line = Line::from(vec![
+            Span::styled(format!(" {:<22}", format!("Hold the {direction} by")), theme.dim),
+            match chosen {
+                Some(name) => Span::styled(escape(name), theme.limit),
+                None => Span::styled("the best that works", theme.text),
+            },
+        ]);
+        let elsewhere = view.app.elsewhere(direction).count() as u32;
+        if elsewhere > 0 {
+            let text =
+                format!("   {} by another one", number::count(elsewhere, "limit is held", "limits are held"));
+            line.push_span(Span::styled(text, theme.warning));
+        }
+        line
+    };
+    vec![choice(Direction::Download), choice(Direction::Upload), Line::default()]
 }
 
 fn backend(view: &View, report: &BackendReport, lines: &mut Vec<Line<'static>>) {

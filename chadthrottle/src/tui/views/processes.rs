@@ -167,13 +167,13 @@ fn limit(view: &View, entry: &Entry, mark: Mark, direction: Direction) -> (Strin
     }
 }
 
-/// Rates as bars in one line; the highest is as high as the line.
+/// Rates as bars in one line; the highest is almost as high as the line.
 fn spark(rates: &[Rates]) -> String {
     let sums: Vec<f32> = rates.iter().map(|rates| rates.down + rates.up).collect();
     let highest = sums.iter().copied().fold(0.0, f32::max);
     let bar = |sum: &f32| {
-        // Whatever moves is seen.
-        let height = if *sum > 0.0 { (sum / highest * 8.0).ceil().clamp(1.0, 8.0) } else { 0.0 };
+        // Whatever moves is seen, and rows do not touch each other.
+        let height = if *sum > 0.0 { (sum / highest * 7.0).ceil().clamp(1.0, 7.0) } else { 0.0 };
         BARS[height as usize]
     };
     sums.iter().map(bar).collect()
@@ -216,7 +216,7 @@ mod tests {
     #[test]
     fn bars_are_relative_and_nothing_is_lost() {
         let rates = [0.0, 1.0, 400.0, 800.0].map(|down| Rates { down, up: 0.0 });
-        assert_eq!(spark(&rates), " ▁▄█");
+        assert_eq!(spark(&rates), " ▁▄▇");
         assert_eq!(spark(&[Rates::default()]), " ");
     }
 }

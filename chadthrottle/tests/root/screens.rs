@@ -1,0 +1,281 @@
+//! The screens on real traffic, by keys: what a user does, sees, and gets.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use chadthrottle::{model::LimitReport, selftest::process::Place};
+use libtest_mimic::Trial;
+use nix::sys::signal::Signal;
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+use crate::{
+    actor::{self, Sink},
+    live,
+    pty::Session,
+    support::*,
+};
+
+/// The limit that is typed, bytes/s.
+const RATE: f64 = 1e6;
+/// From a row that is selected to a limit in both directions: three keys and the rates.
+const LIMIT: &str = "t1M\t1M\r";
+/// What only traffic without a limit reaches on the screen.
+const FAST: f64 = 5e6;
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        trial_of("screens::a_limit_by_keys", a_limit_by_keys),
+        trial_of("screens::limits_stay_when_the_user_says_so", limits_stay),
+        trial_of("screens::limits_end_with_a_signal", signals),
+        trial_of("screens::another_backend", another_backend),
+        trial_of("screens::a_limit_that_does_not_hold", a_limit_that_does_not_hold),
+    ]
+}
+
+/// What the terminal panics about fails the trial like everything else.
+fn trial_of(name: &str, run: impl Fn(&Scene) -> Result<()> + Send + 'static) -> Trial {
+    plain(name, move |scene| {
+        let told = |panic: Box<dyn std::any::Any + Send>| {
+            let text = panic.downcast_ref::<String>().cloned();
+            Error::failed(text.unwrap_or_else(|| "the terminal of the trial failed".into()))
+        };
+        catch_unwind(AssertUnwindSafe(|| run(scene))).map_err(told)?
+    })
+}
+
+/// The screens, as they are started where limits work at the scene's cgroup.
+fn screens(scene: &Scene) -> Session {
+    let [folder, cgroup] =
+        [scene.runtime_dir(), scene.cgroup().path()].map(|path| path.display().to_string());
+    let words = ["--runtime-dir", &folder, "--cgroup-root", &cgroup];
+    Session::start((120, 40), program(), &words, &[("HOME", &folder)])
+}
+
+/// The row of a process.
+fn row(text: &str, pid: u32) -> Option<&str> {
+    let pid = pid.to_string();
+    text.lines().find(|line| line.split_whitespace().take(2).any(|word| word == pid))
+}
+
+/// What a row has below a heading whose numbers end where it ends, in bytes; `None`: nothing.
+fn number_below(text: &str, pid: u32, heading: &str) -> Option<f64> {
+    let headings = text.lines().find(|line| line.contains("PROCESS") && line.contains(heading))?;
+    let (before, _) = headings.split_once(heading)?;
+    let end = before.width() + heading.width();
+    let mut at = 0;
+    let upto: String = row(text, pid)?
+        .chars()
+        .take_while(|letter| {
+            at += letter.width().unwrap_or(0);
+            at <= end
+        })
+        .collect();
+    // A cell is nine wide at most.
+    let start = upto.char_indices().rev().nth(8).map_or(0, |(start, _)| start);
+    let (number, unit) = upto[start..].trim().split_once(' ')?;
+    let power = ["B", "KB", "MB", "GB"].iter().position(|known| *known == unit)?;
+    Some(number.parse::<f64>().ok()? * 1e3f64.powi(power as i32))
+}
+
+/// Whether both rates of a row are those of a limit.
+fn is_slow(text: &str, pid: u32, rate: f64) -> bool {
+    ["↓/s", "↑/s"].iter().all(|heading| {
+        number_below(text, pid, heading).is_some_and(|seen| (0.3..1.7).contains(&(seen / rate)))
+    })
+}
+
+fn is_fast(text: &str, pid: u32) -> bool {
+    number_below(text, pid, "↓/s").is_some_and(|rate| rate > FAST)
+}
+
+/// Fails unless `status` has the limit with that rate in both directions.
+fn ensure_in_status(scene: &Scene, target: &str, rate: f64) -> Result<LimitReport> {
+    let report = scene.report(target)?;
+    for (direction, held) in report.directions.iter() {
+        let rate_of = held.as_ref().map(|held| held.rate.bytes_per_second());
+        ensure!(rate_of == Some(rate as u64), "{direction} has {rate_of:?} instead of {rate}");
+    }
+    Ok(report)
+}
+
+fn ensure_no_limit(scene: &Scene) -> Result<()> {
+    let limits = scene.status()?.limits;
+    ensure!(limits.is_empty(), "there are still limits: {limits:?}");
+    Ok(())
+}
+
+fn a_limit_by_keys(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    let slow = scene.client(&[format!("udp {} put rate=100000", scene.udp(Version::V4))])?;
+    let mut session = screens(scene);
+    session.until("both processes", |text| is_fast(text, pid) && row(text, slow.pid()).is_some());
+
+    // The other one, and back.
+    session.press("jt");
+    session.see(&format!("({})", slow.pid()));
+    session.press("\x1b");
+    session.until("no dialog", |text| !text.contains("Applies to"));
+    session.press("k");
+    session.press(LIMIT);
+    session.see("limited pid:");
+    let since = now();
+    ensure_in_status(scene, &pair.target(), RATE)?;
+    pair.ensure_held(since, RATE)?;
+    session.until("the rates fall", |text| is_slow(text, pid, RATE));
+    session.until("the limit", |text| number_below(text, pid, "↓ LIMIT") == Some(RATE));
+    let marked = row(&session.text(), pid).is_some_and(|row| row.starts_with('⚡'));
+    ensure!(marked, "the row has no mark:\n{}", session.text());
+
+    session.press("+");
+    session.until("the higher limit", |text| number_below(text, pid, "↑ LIMIT") == Some(RATE * 1.1));
+    ensure_in_status(scene, &pair.target(), RATE * 1.1)?;
+    // Whatever happens to the terminal.
+    for size in [(60, 15), (20, 5), (200, 60), (120, 40)] {
+        session.resize(size.0, size.1);
+    }
+
+    session.press("r");
+    session.see("removed the limit");
+    let removed = now();
+    ensure_no_limit(scene)?;
+    pair.ensure_free(removed, 10.0)?;
+    session.until("the rates rise", |text| is_fast(text, pid));
+
+    session.press("u");
+    session.see("undone: limited");
+    let since = now();
+    ensure_in_status(scene, &pair.target(), RATE * 1.1)?;
+    pair.ensure_held(since, RATE * 1.1)?;
+
+    session.press("q");
+    session.see("Let them end, or stay");
+    session.press("\x1b");
+    session.until("no question", |text| !text.contains("Let them end"));
+    session.press("qe");
+    let status = session.end();
+    ensure!(status.success(), "the screens ended with {status}");
+    let ended = now();
+    ensure_no_limit(scene)?;
+    pair.ensure_free(ended, 10.0)
+}
+
+fn limits_stay(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    let mut session = screens(scene);
+    session.until("the process", |text| is_fast(text, pid));
+    session.press(LIMIT);
+    session.see("limited pid:");
+    session.press("q");
+    session.see("Let them end, or stay");
+    session.press("k");
+    let status = session.end();
+    ensure!(status.success(), "the screens ended with {status}");
+    let since = now();
+    let report = ensure_in_status(scene, &pair.target(), RATE)?;
+    ensure!(report.detached, "the limit is not detached");
+    pair.ensure_held(since, RATE)?;
+
+    // Who did not set it here may leave without a word.
+    let mut session = screens(scene);
+    session.until("the limit of before", |text| number_below(text, pid, "↓ LIMIT") == Some(RATE));
+    session.press("q");
+    let status = session.end();
+    ensure!(status.success(), "the screens ended with {status}");
+    ensure_in_status(scene, &pair.target(), RATE)?;
+    scene.succeed("clear").map(drop)
+}
+
+/// One direction goes to another backend and back, by keys.
+fn another_backend(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    let mut session = screens(scene);
+    session.until("the process", |text| is_fast(text, pid));
+    session.press(LIMIT);
+    session.see("limited pid:");
+    session.press("5");
+    session.until("what works here", |text| text.contains("✓ ebpf") && text.contains("✓ nftables"));
+    for name in ["nftables", "ebpf"] {
+        let chosen = |text: &str| {
+            let line = text.lines().find(|line| line.contains("Hold the download by"));
+            line.is_some_and(|line| line.split_whitespace().any(|word| word == name))
+        };
+        // All of them have been seen then.
+        for _ in 0..10 {
+            if chosen(&session.text()) {
+                break;
+            }
+            let before = session.text();
+            session.press("d");
+            session.until("another one", |text| text != before);
+        }
+        ensure!(chosen(&session.text()), "{name} can't be chosen:\n{}", session.text());
+        session.see("1 limit is held by another one");
+        session.press("\r");
+        session.until("that it was moved", |text| {
+            !text.contains("held by another one") && text.contains("limited pid:")
+        });
+        let since = now();
+        let report = ensure_in_status(scene, &pair.target(), RATE)?;
+        for (direction, wanted) in [(Direction::Download, name), (Direction::Upload, "ebpf")] {
+            let held = report.directions.get(direction).as_ref().map(|held| held.backend.as_str());
+            ensure!(held == Some(wanted), "{direction} is held by {held:?} instead of {wanted}");
+        }
+        pair.ensure_held(since, RATE)?;
+    }
+    session.press("qe");
+    let status = session.end();
+    ensure!(status.success(), "the screens ended with {status}");
+    ensure_no_limit(scene)
+}
+
+fn signals(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    for signal in [Signal::SIGTERM, Signal::SIGHUP] {
+        let mut session = screens(scene);
+        session.until("the process", |text| is_fast(text, pid));
+        session.press(LIMIT);
+        session.see("limited pid:");
+        ensure_in_status(scene, &pair.target(), RATE)?;
+        session.signal(signal);
+        // Looks at the terminal, too.
+        let status = session.end();
+        ensure!(status.success(), "after {signal} the screens ended with {status}");
+        let ended = now();
+        ensure_no_limit(scene)?;
+        pair.ensure_free(ended, 10.0)?;
+    }
+    Ok(())
+}
+
+/// A connection from outside the cgroup, where no program sees its packets.
+fn a_limit_that_does_not_hold(scene: &Scene) -> Result<()> {
+    let sink = Sink::new(scene)?;
+    let place = Place { namespace: Some(&scene.lab.client), cgroup: None };
+    let (mut giver, taker) = live::giver_and_taker(scene, &sink, place)?;
+    let pid = taker.pid();
+    let target = format!("pid:{pid}");
+    let mut limit = scene.start(&format!("limit {target} -u {RATE} -d {RATE}"))?;
+    limit.await_message("limited")?;
+    let mut session = screens(scene);
+    // The process has no connection yet, and so no row.
+    session.see("⚡ 1 limit");
+    actor::go_on(&mut giver)?;
+    actor::await_line(&taker, "taken")?;
+    let since = now();
+    session.until("the mark of a limit that does not hold", |text| {
+        row(text, pid).is_some_and(|row| row.starts_with("!!"))
+    });
+    let taken = now() - since;
+    ensure!(taken < live::PROMISE, "it was shown only after {taken:.1} s");
+    eprintln!("shown after {taken:.1} s");
+    // And how, in words.
+    session.see("its sockets moved");
+    session.press("q");
+    let status = session.end();
+    ensure!(status.success(), "the screens ended with {status}");
+    limit.process().signal(Signal::SIGINT);
+    limit.finish().map(drop)
+}
