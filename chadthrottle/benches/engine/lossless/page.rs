@@ -27,9 +27,9 @@ const COLUMNS: &str = "\
 
 const WHY: &str = "
 What is known to cost: bbr all but stops for 200 ms and a round trip every ten seconds, to measure the round trip. The queue of \
-50 ms runs empty meanwhile, and half a second with such a stop carries 0.35 to 0.75 of the limit; up to a twelfth of a second is \
-caught up with. *With start*, on a long line, is what bbr lost on the line itself before the limit, and sends again \
-afterwards.
+50 ms runs empty meanwhile; a twelfth of a second is caught up with afterwards (before that was so, half a second with such a \
+stop carried 0.35 to 0.76 of the limit). *With start*, on a long line, is what bbr lost on the line itself before the limit, \
+and sends again afterwards.
 ";
 
 /// A line of the table.
