@@ -184,11 +184,37 @@ impl Engine {
         rates: &PerDirection<Option<Rate>>,
     ) -> Result<(LimitReport, Vec<String>)> {
         validate(rates)?;
-        let mut held = self.take(id).ok_or_else(|| unknown(id))?;
-        let wanted = PerDirection::from_fn(|direction| match rates.get(direction) {
+        self.alter(id, |_, direction| match rates.get(direction) {
             Some(rate) => Want::Rate(*rate, None),
             None => Want::Keep,
-        });
+        })
+    }
+
+    /// Moves one direction of a limit to the backend of that name: it holds there before the old one lets go.
+    /// [`Kind::NotFound`] for an unknown id or a direction without a limit. After an error nothing has changed.
+    pub fn hand_over(
+        &mut self,
+        id: LimitId,
+        direction: Direction,
+        backend: &str,
+    ) -> Result<(LimitReport, Vec<String>)> {
+        let held = self.limits.get(&id).ok_or_else(|| unknown(id))?;
+        if held.directions.get(direction).is_none() {
+            return Err(Error::new(Kind::NotFound, format!("limit {id} has no {direction} rate")));
+        }
+        self.alter(id, |held, other| match held.directions.get(other) {
+            Some(placed) if other == direction => Want::Rate(placed.limit.rate, Some(backend.to_owned())),
+            _ => Want::Keep,
+        })
+    }
+
+    fn alter(
+        &mut self,
+        id: LimitId,
+        want: impl Fn(&Held, Direction) -> Want,
+    ) -> Result<(LimitReport, Vec<String>)> {
+        let mut held = self.take(id).ok_or_else(|| unknown(id))?;
+        let wanted = PerDirection::from_fn(|direction| want(&held, direction));
         let result = self.establish(&mut held, &wanted, Manner::default());
         let report = held.report(Instant::now());
         self.put(held);

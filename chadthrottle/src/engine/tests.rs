@@ -375,6 +375,33 @@ fn a_change_is_in_place_and_all_or_nothing() {
 }
 
 #[test]
+fn a_limit_is_held_by_the_new_backend_before_the_old_one_lets_go() {
+    let mut engine = engine();
+    let (report, _) = engine.set(&request(1_000, 2_000), ALICE).unwrap();
+    // While the old one can't let go both hold it, which is no gap; it is tried again.
+    world(|world| world.refuse_remove = true);
+    let (moved, _) = engine.hand_over(report.id, DOWN, "down").unwrap();
+    assert_eq!(moved.directions.download.unwrap().backend, "down");
+    assert_eq!(moved.directions.upload.unwrap().backend, "best");
+    assert_eq!(
+        in_force(),
+        [(("best", UP, 1), 1_000), (("best", DOWN, 1), 2_000), (("down", DOWN, 1), 2_000)]
+    );
+    world(|world| world.refuse_remove = false);
+    engine.renew();
+    assert_eq!(in_force(), [(("best", UP, 1), 1_000), (("down", DOWN, 1), 2_000)]);
+
+    world(|world| world.refuse_apply.push(("best", DOWN, Kind::Failed)));
+    let error = engine.hand_over(report.id, DOWN, "best").unwrap_err();
+    assert_eq!(error.kind, Kind::NoBackend);
+    assert_eq!(in_force(), [(("best", UP, 1), 1_000), (("down", DOWN, 1), 2_000)], "the old one stays");
+    assert_eq!(engine.hand_over(report.id, UP, "down").unwrap_err().kind, Kind::Usage);
+    assert_eq!(engine.hand_over(LimitId(99), UP, "best").unwrap_err().kind, Kind::NotFound);
+    let (single, _) = engine.set(&request(1_000, 0), ALICE).unwrap();
+    assert_eq!(engine.hand_over(single.id, DOWN, "best").unwrap_err().kind, Kind::NotFound);
+}
+
+#[test]
 fn a_detached_limit_stays_and_is_changed_by_its_twin() {
     let mut engine = engine();
     let detached = |upload, download| LimitRequest { detach: true, ..request(upload, download) };

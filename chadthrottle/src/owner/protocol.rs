@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     backend::Site,
     error::Error,
-    model::{Escape, LimitId, LimitReport, PerDirection, Rate, Snapshot, StatusReport, Target},
+    model::{Direction, Escape, LimitId, LimitReport, PerDirection, Rate, Snapshot, StatusReport, Target},
 };
 
 /// Changes when either side would misunderstand the other; a client of another version is told so.
@@ -65,6 +65,16 @@ pub enum Request {
         id: LimitId,
         /// At least one is set.
         rates: PerDirection<Option<Rate>>,
+    },
+    /// One direction of a limit goes to another backend without a gap: the new one holds it before the old one lets
+    /// go, and where the new one can't, the old one stays. Answered by [`Reply::Limited`].
+    Move {
+        /// Which.
+        id: LimitId,
+        /// The direction.
+        direction: Direction,
+        /// Name of the new backend.
+        backend: String,
     },
     /// Answered by [`Reply::Status`].
     Status,
@@ -188,6 +198,7 @@ mod tests {
             Request::Hello { version: VERSION },
             Request::Limit(limit),
             Request::Change { id: LimitId(u64::MAX), rates },
+            Request::Move { id: LimitId(7), direction: Direction::Upload, backend: "nftables".into() },
             Request::Status,
             Request::Monitor(MonitorRequest { interval: 0.25, connections: true, site: Site::default() }),
             Request::Remove { id: LimitId(7) },

@@ -447,6 +447,7 @@ impl Server {
             Request::Hello { .. } => Err(Error::failed("hello has been said")),
             Request::Limit(request) => self.engine.set(&request, asker),
             Request::Change { id, rates } => self.engine.change(id, &rates),
+            Request::Move { id, direction, backend } => self.engine.hand_over(id, direction, &backend),
             Request::Monitor(request) => {
                 let served = self.engine.work_at(&request.site);
                 return match served.and_then(|()| self.desk.serve(asker.client, &request, now)) {

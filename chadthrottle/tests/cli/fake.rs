@@ -123,7 +123,9 @@ fn answer(request: Request, play: &Play, seen: &Mutex<Seen>) -> Vec<Option<Reply
             let snapshots = [0.0, 1.0, 2.0].map(|elapsed| Some(Reply::Snapshot(Arc::new(snapshot(elapsed)))));
             [Some(Reply::Monitoring)].into_iter().chain(snapshots).chain([None]).collect()
         }
-        Request::Change { .. } | Request::Remove { .. } => panic!("nobody changes a limit"),
+        Request::Change { .. } | Request::Move { .. } | Request::Remove { .. } => {
+            panic!("nobody changes a limit")
+        }
         Request::Limit(request) => {
             let name = name_of(&request.targets[0]);
             let limited = report(&request, &name);

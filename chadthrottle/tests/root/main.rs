@@ -16,6 +16,7 @@ mod live;
 mod lossless;
 mod many;
 mod monitor;
+mod moving;
 mod places;
 mod raw;
 mod rights;
@@ -49,6 +50,9 @@ fn main() -> std::process::ExitCode {
         monitor::trials(),
         targets::trials(),
         backends::trials(),
+        moving::trials(),
     ];
-    libtest_mimic::run(&arguments, themes.into_iter().flatten().collect()).exit_code()
+    let conclusion = libtest_mimic::run(&arguments, themes.into_iter().flatten().collect());
+    support::tell_slowest();
+    conclusion.exit_code()
 }

@@ -22,7 +22,11 @@ pub use machine::Machine;
 pub use pair::Pair;
 pub use scene::{Limit, Scene, TCP_PORT, await_full_speed, ensure_held, full_speed, received};
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
 
 use libtest_mimic::{Completion, Failed, Trial};
 
@@ -39,6 +43,9 @@ pub(crate) use ensure;
 
 /// Set to 1: what would be skipped fails.
 const REQUIRE_ROOT: &str = "CHADT_REQUIRE_ROOT";
+
+/// How long each trial took.
+static TAKEN: Mutex<Vec<(Duration, String)>> = Mutex::new(Vec::new());
 
 /// What a trial finds out.
 pub enum Finding {
@@ -78,7 +85,12 @@ fn trial_in(
     Trial::ignorable_test(name, move || {
         let finding = match missing() {
             Some(reason) => Finding::Skipped(reason),
-            None => in_scene(&label, make, run).map_err(|error| Failed::from(error.to_string()))?,
+            None => {
+                let start = Instant::now();
+                let finding = in_scene(&label, make, run);
+                TAKEN.lock().expect("nobody panics with it").push((start.elapsed(), label));
+                finding.map_err(|error| Failed::from(error.to_string()))?
+            }
         };
         match finding {
             Finding::Holds => Ok(Completion::Completed),
@@ -86,6 +98,17 @@ fn trial_in(
             Finding::Skipped(reason) => Ok(Completion::ignored_with(reason)),
         }
     })
+}
+
+/// Says where the time of a long run went.
+pub fn tell_slowest() {
+    const SHOWN: usize = 10;
+    let mut taken = std::mem::take(&mut *TAKEN.lock().expect("nobody panics with it"));
+    if taken.len() > SHOWN {
+        taken.sort_unstable_by(|a, b| b.cmp(a));
+        let slowest = taken[..SHOWN].iter().map(|(time, name)| format!("{name} {:.0} s", time.as_secs_f64()));
+        eprintln!("the slowest: {}", slowest.collect::<Vec<_>>().join(", "));
+    }
 }
 
 /// [`trial`] for those that can be tried wherever there are the rights.
