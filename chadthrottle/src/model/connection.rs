@@ -94,7 +94,7 @@ impl fmt::Display for State {
 pub struct Connection {
     /// Names the socket on this host until the next boot (the kernel's socket cookie).
     pub id: u64,
-    /// Who owns it; [`ProcessKind::Other`] when that is not known.
+    /// Who owns it; [`super::ProcessKind::Other`] when that is not known.
     pub owner: ProcessKey,
     /// Transport protocol.
     pub protocol: Protocol,

@@ -1,6 +1,6 @@
 //! Rows out of a snapshot: processes by themselves, or put together, in an order.
 //!
-//! The steps are [`Filter::select`](super::Filter::select), [`group`], [`sort`](super::order::sort); all are pure.
+//! The steps are [`Filter::select`](super::Filter::select), [`group`], [`sort`]; all are pure.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},

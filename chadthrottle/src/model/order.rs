@@ -91,7 +91,7 @@ impl fmt::Display for SortBy {
 impl FromStr for SortBy {
     type Err = Error;
 
-    /// The names that [`fmt::Display`] gives. Errors are [`Kind::Usage`] and list them.
+    /// The names that [`fmt::Display`] gives. Errors are [`crate::error::Kind::Usage`] and list them.
     fn from_str(text: &str) -> Result<Self> {
         Self::ALL
             .into_iter()
