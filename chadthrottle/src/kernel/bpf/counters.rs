@@ -56,7 +56,7 @@ const ADOPTERS: &[&[&str]] = &[
     &["own_on_tcp_read"],
 ];
 
-/// Which kernels have what the best of [`ADOPTERS`] takes.
+/// Which kernels have what the best of the programs that find who uses a socket takes.
 pub const ADOPTERS_WANT: &str = "sock_send_length came with Linux 6.3, tcp_sendmsg_locked with 6.16";
 
 /// What is there of it.
