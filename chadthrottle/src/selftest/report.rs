@@ -158,3 +158,39 @@ fn megabytes(bytes_per_second: f64) -> String {
 fn kilobytes(bytes: u64) -> String {
     format!("{:.1} KB", bytes as f64 / 1e3)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::selftest::row::Scenario;
+
+    #[test]
+    fn json_is_as_the_schema_says() {
+        let schema: serde_json::Value =
+            serde_json::from_str(include_str!("../../../docs/schema/chadthrottle-1.json")).unwrap();
+        let validator = jsonschema::validator_for(&schema).unwrap();
+        let row = Row {
+            backend: "ebpf",
+            direction: Direction::Upload,
+            traffic: Scenario::TcpEight,
+            limit: 5_000_000,
+            before: 1e9,
+            first_second: 4.9e6,
+            measured: 4.8e6,
+            retransmitted: 0,
+            after: 1e9,
+            holds: false,
+            reason: Some("for once".into()),
+        };
+        let skipped = Skipped {
+            backend: "nftables",
+            direction: Direction::Download,
+            reason: "no nf_tables".into(),
+            mend: None,
+        };
+        let report = Report { rows: vec![row], skipped: vec![skipped], ..Report::new() };
+        let document = serde_json::to_value(&report).unwrap();
+        let errors: Vec<_> = validator.iter_errors(&document).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+    }
+}

@@ -19,6 +19,7 @@ mod fake;
 mod limit;
 mod monitor;
 mod run;
+mod schema;
 
 /// The binary, with its surroundings' wishes about logs and colours taken away.
 fn chadthrottle(runtime_dir: &Path, args: &[impl AsRef<OsStr>]) -> Command {
