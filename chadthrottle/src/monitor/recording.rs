@@ -46,13 +46,17 @@ pub fn to_line(snapshot: &Snapshot) -> Result<String> {
 /// What [`to_line`] wrote; or why it is none: no JSON, something else, another version.
 pub fn from_line(line: &str) -> Result<Snapshot> {
     let refuse = |why: String| Error::failed(format!("this is no recorded snapshot: {why}"));
-    // What it is comes first: another version may look quite different.
-    let head: Head = serde_json::from_str(line).map_err(|cause| refuse(cause.to_string()))?;
+    // Lines are long: they are looked through once, and only what is none is asked what it is instead. Another version
+    // may look quite different.
+    let whole = serde_json::from_str::<Line<Snapshot>>(line);
+    let head = match &whole {
+        Ok(line) => Head { schema: line.schema.clone(), kind: line.kind.clone() },
+        Err(_) => serde_json::from_str(line).map_err(|cause| refuse(cause.to_string()))?,
+    };
     if (head.schema.as_str(), head.kind.as_str()) != (SCHEMA, KIND) {
         return Err(refuse(format!("it is a {} of {}", quote(&head.kind), quote(&head.schema))));
     }
-    let line: Line<Snapshot> = serde_json::from_str(line).map_err(|cause| refuse(cause.to_string()))?;
-    Ok(line.snapshot)
+    whole.map(|line| line.snapshot).map_err(|cause| refuse(cause.to_string()))
 }
 
 /// Writes a recording.

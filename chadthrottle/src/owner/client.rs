@@ -259,7 +259,7 @@ impl Client {
         self.limit_waits(LOOK)?;
         loop {
             if let Some(line) = self.input.take() {
-                return serde_json::from_slice(&line).map(Some).map_err(|cause| {
+                return Reply::from_line(&line).map(Some).map_err(|cause| {
                     let message =
                         format!("the owner (process {}) said what is no reply: {cause}", self.owner_pid);
                     Error::failed(message)

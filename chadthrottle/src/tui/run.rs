@@ -13,7 +13,10 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::Signal,
 };
-use ratatui::{crossterm::event, layout::Size};
+use ratatui::{
+    crossterm::event,
+    layout::{Position, Rect, Size},
+};
 
 use super::{
     app::{App, Setup},
@@ -105,11 +108,20 @@ fn show(
     events: &Receiver<Event>,
     orders: &Sender<Order>,
 ) -> Result<()> {
+    let mut resized = false;
     loop {
+        // Also when it has its old size again: it may have been smaller for a moment, and lost what was beyond.
+        if std::mem::take(&mut resized) {
+            let size = screen.size().context("ask how large the terminal is")?;
+            // Draws everything anew; `clear` would ask the terminal where its cursor is, and the answer goes to
+            // whoever reads keys.
+            screen.resize(Rect::from((Position::ORIGIN, size))).context("clear the screen")?;
+        }
         screen.draw(|frame| draw(&app, frame)).context("draw")?;
         // All senders are gone: nothing can happen any more.
         let Ok(first) = events.recv() else { return Ok(()) };
         for event in std::iter::once(first).chain(events.try_iter().take(AT_ONCE)) {
+            resized |= matches!(event, Event::Terminal(event::Event::Resize(..)));
             for effect in app.handle(event) {
                 match effect {
                     Effect::Leave => return Ok(()),

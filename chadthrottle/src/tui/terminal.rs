@@ -72,6 +72,8 @@ impl Drop for Guard {
 fn restore_on_panic() {
     let usual = panic::take_hook();
     panic::set_hook(Box::new(move |info| {
+        // Held until the end: another thread may be drawing, and would hide the cursor again.
+        let _nobody_draws = io::stdout().lock();
         give_back();
         usual(info);
         std::process::exit(101);

@@ -147,7 +147,12 @@ impl Session {
     }
 
     pub fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).expect("it runs");
+        kill(self.pid(), signal).expect("it runs");
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id() as i32)
     }
 
     /// Waits for its end, which must leave the terminal as it was.

@@ -165,10 +165,11 @@ fn degraded(view: &View) -> Option<String> {
         let escape = limit.escapes.last()?;
         Some(format!("{}: {}", limits::subject(limit), escape.message))
     });
+    if escaping.is_none() && shown.source == Source::SockDiag {
+        return Some("only TCP is counted; key 5 says why, and what helps".to_owned());
+    }
     let notices = shown.notices.iter().map(|notice| format!("{}: {}", notice.what, notice.why));
-    let source = (shown.source == Source::SockDiag && shown.notices.is_empty())
-        .then(|| "only TCP is counted, without eBPF".to_owned());
-    let mut all = escaping.into_iter().chain(notices).chain(source);
+    let mut all = escaping.into_iter().chain(notices);
     let first = escape(&all.next()?);
     match all.count() {
         0 => Some(first),
