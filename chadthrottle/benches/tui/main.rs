@@ -102,6 +102,7 @@ fn snapshot(second: u32) -> Snapshot {
     let limit = |process: &Process| LimitReport {
         id: process.limits[0],
         targets: vec![Target::Pid(process.pid)],
+        scope: chadthrottle::model::Scope::All,
         name: process.name.clone(),
         processes: 1,
         sockets: CONNECTIONS,
@@ -150,6 +151,7 @@ impl Bench {
     fn new() -> Self {
         let template = LimitRequest {
             targets: Vec::new(),
+            scope: chadthrottle::model::Scope::All,
             wait: false,
             rates: PerDirection::default(),
             backends: PerDirection::default(),
