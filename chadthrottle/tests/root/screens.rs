@@ -128,9 +128,10 @@ fn a_limit_by_keys(scene: &Scene) -> Result<()> {
     session.press("+");
     session.until("the higher limit", |text| number_below(text, pid, "↑ LIMIT") == Some(RATE * 1.1));
     ensure_in_status(scene, &pair.target(), RATE * 1.1)?;
-    // Whatever happens to the terminal.
-    for size in [(60, 15), (20, 5), (200, 60), (120, 40)] {
+    // As a user would pull at a window; storms of sizes are another test's theme.
+    for size in [(60, 15), (200, 60), (120, 40)] {
         session.resize(size.0, size.1);
+        sleep_until(now() + 0.3)?;
     }
 
     session.press("r");
