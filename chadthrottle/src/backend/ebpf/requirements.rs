@@ -72,13 +72,15 @@ pub fn list(site: &Site) -> Vec<Requirement> {
     ];
     let mut attached = Holder::open(site);
     let degraded = attached.as_ref().map_or_else(|_| Vec::new(), |holder| holder.loaded.degraded.clone());
-    let rungs = attached.as_mut().map_or_else(
+    let parts = attached.as_mut().map_or_else(
         |_| Vec::new(),
         |holder| {
             let (queue, window) =
                 (queue::try_queue(&mut holder.loaded), queue::try_window(&mut holder.loaded));
             let name = |kind: RungKind| format!("downloads by {kind}");
+            let rules = holder.loaded.prepare_rules();
             vec![
+                one("processes by what they are (name:, exe:, unit: …)", String::new(), of(rules, None)),
                 one(
                     &name(RungKind::IfbHtbWindow),
                     String::new(),
@@ -89,7 +91,7 @@ pub fn list(site: &Site) -> Vec<Requirement> {
         },
     );
     all.push(one("programs attach", String::new(), of(attached.map(drop), None)));
-    all.extend(rungs);
+    all.extend(parts);
     all.extend(
         degraded
             .into_iter()
