@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    model::{Direction, LimitId, LimitReport, PerDirection, Rate, Snapshot, Target},
+    model::{Direction, LimitId, LimitReport, PerDirection, Rate, Scope, Snapshot, Target},
     output::{escape, limits},
     owner::protocol::{EndReason, LimitRequest},
 };
@@ -103,8 +103,14 @@ impl Book {
     }
 
     /// A request for a limit.
-    pub fn request(&self, targets: Vec<Target>, rates: Rates, duration: Option<f64>) -> LimitRequest {
-        LimitRequest { targets, rates, duration, ..self.template.clone() }
+    pub fn request(
+        &self,
+        targets: Vec<Target>,
+        scope: Scope,
+        rates: Rates,
+        duration: Option<f64>,
+    ) -> LimitRequest {
+        LimitRequest { targets, scope, rates, duration, ..self.template.clone() }
     }
 
     /// Backends that limits are asked for with; `None`: the best that works.
@@ -118,8 +124,8 @@ impl Book {
     }
 
     fn request_again(&self, report: &LimitReport) -> LimitRequest {
-        let request = self.request(report.targets.clone(), rates_of(report), report.remaining);
-        LimitRequest { detach: report.detached, scope: report.scope, ..request }
+        let request = self.request(report.targets.clone(), report.scope, rates_of(report), report.remaining);
+        LimitRequest { detach: report.detached, ..request }
     }
 
     /// Orders a limit.

@@ -10,9 +10,16 @@ use super::{
 };
 use crate::{
     cli::resolve,
-    model::{Direction, LimitReport, PerDirection, Rate, Target},
+    model::{Direction, LimitReport, PerDirection, Rate, Scope, Target},
     output::number,
 };
+
+/// Scopes, and what the dialog calls them.
+const SCOPES: [(Scope, &str); 3] = [
+    (Scope::All, "all of it"),
+    (Scope::Internet, "with the internet (not with local addresses)"),
+    (Scope::Local, "with local addresses (private, link-local, loopback …)"),
+];
 
 /// A field of the dialog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,13 +30,15 @@ pub enum Field {
     Upload,
     /// What it applies to.
     Target,
+    /// Which remote addresses.
+    Scope,
     /// For how long.
     Duration,
 }
 
 impl Field {
     /// From top to bottom.
-    pub const ALL: [Self; 4] = [Self::Download, Self::Upload, Self::Target, Self::Duration];
+    pub const ALL: [Self; 5] = [Self::Download, Self::Upload, Self::Target, Self::Scope, Self::Duration];
 
     /// What stands before it.
     pub fn label(self) -> &'static str {
@@ -37,6 +46,7 @@ impl Field {
             Self::Download => "Download",
             Self::Upload => "Upload",
             Self::Target => "Applies to",
+            Self::Scope => "Traffic",
             Self::Duration => "For",
         }
     }
@@ -58,11 +68,13 @@ pub enum State {
 pub struct Wish {
     /// Whose traffic.
     pub targets: Vec<Target>,
+    /// Of that, which remote addresses.
+    pub scope: Scope,
     /// At least one.
     pub rates: Rates,
     /// Seconds.
     pub duration: Option<f64>,
-    /// Whether targets and duration are those of the limit that is changed.
+    /// Whether targets, scope and duration are those of the limit that is changed.
     pub only_rates: bool,
 }
 
@@ -77,6 +89,8 @@ pub struct LimitDialog {
     pub choices: Vec<Choice>,
     /// To which of these it does.
     pub chosen: usize,
+    /// Which remote addresses.
+    pub scope: Scope,
     /// The field that is typed into.
     pub field: Field,
     /// How far it is.
@@ -96,6 +110,7 @@ impl LimitDialog {
         preferred: usize,
         changes: Option<LimitReport>,
     ) -> Self {
+        let scope = changes.as_ref().map(|report| report.scope).unwrap_or_default();
         let mut chosen = preferred.min(choices.len().saturating_sub(1));
         if let Some(report) = &changes {
             let same = choices.iter().position(|choice| is_same(&choice.targets, &report.targets));
@@ -110,6 +125,7 @@ impl LimitDialog {
             title,
             choices,
             chosen,
+            scope,
             field: Field::Download,
             state: State::Typing,
             download: shown(Direction::Download),
@@ -134,7 +150,7 @@ impl LimitDialog {
             Field::Download => Some(&mut self.download),
             Field::Upload => Some(&mut self.upload),
             Field::Duration => Some(&mut self.duration),
-            Field::Target => None,
+            Field::Target | Field::Scope => None,
         }
     }
 
@@ -143,8 +159,8 @@ impl LimitDialog {
         match action {
             Action::NextField => self.go(1),
             Action::PreviousField => self.go(Field::ALL.len() - 1),
-            Action::PreviousChoice if self.field == Field::Target => self.choose(self.choices.len() - 1),
-            Action::NextChoice if self.field == Field::Target => self.choose(1),
+            Action::PreviousChoice if self.is_choice() => self.choose(false),
+            Action::NextChoice if self.is_choice() => self.choose(true),
             _ => self.type_in(event),
         }
     }
@@ -156,9 +172,28 @@ impl LimitDialog {
         self.calm();
     }
 
-    fn choose(&mut self, steps: usize) {
-        self.chosen = (self.chosen + steps) % self.choices.len().max(1);
+    /// Whether the field offers something to choose from.
+    fn is_choice(&self) -> bool {
+        matches!(self.field, Field::Target | Field::Scope)
+    }
+
+    fn choose(&mut self, forward: bool) {
+        let step = |at: usize, count: usize| (at + if forward { 1 } else { count - 1 }) % count;
+        if self.field == Field::Scope {
+            let at = SCOPES.iter().position(|(scope, _)| *scope == self.scope).unwrap_or(0);
+            self.scope = SCOPES[step(at, SCOPES.len())].0;
+        } else {
+            self.chosen = step(self.chosen, self.choices.len().max(1));
+        }
         self.calm();
+    }
+
+    /// What is chosen in a field that offers something.
+    pub fn choice(&self, field: Field) -> &str {
+        if field == Field::Scope {
+            return SCOPES.iter().find(|(scope, _)| *scope == self.scope).map_or("", |(_, label)| label);
+        }
+        self.choices.get(self.chosen).map_or("", |choice| choice.label.as_str())
     }
 
     /// What was refused is being changed.
@@ -183,8 +218,8 @@ impl LimitDialog {
         let plain = !event.modifiers.intersects(KeyModifiers::CONTROL | KeyModifiers::ALT);
         let replaces = self.untouched && plain && matches!(event.code, KeyCode::Char(_) | KeyCode::Backspace);
         self.untouched = false;
-        if self.field == Field::Target && event.code == KeyCode::Char(' ') {
-            return self.choose(1);
+        if self.is_choice() && event.code == KeyCode::Char(' ') {
+            return self.choose(true);
         }
         if let Some(input) = self.input_mut() {
             if replaces {
@@ -205,7 +240,7 @@ impl LimitDialog {
     pub fn meaning(&self, field: Field) -> Result<String, String> {
         let text = self.input(field).value();
         match field {
-            Field::Target => Ok(String::new()),
+            Field::Target | Field::Scope => Ok(String::new()),
             Field::Duration => match self.duration()? {
                 Some(seconds) => Ok(number::time(seconds)),
                 None if self.changes.as_ref().is_some_and(|limit| limit.remaining.is_some()) => {
@@ -241,10 +276,12 @@ impl LimitDialog {
             return Err((Field::Download, why.into()));
         }
         let targets = self.choices.get(self.chosen).map(|choice| choice.targets.clone()).unwrap_or_default();
-        let same = self.changes.as_ref().is_some_and(|report| is_same(&report.targets, &targets));
+        let as_before =
+            |report: &LimitReport| is_same(&report.targets, &targets) && report.scope == self.scope;
+        let same = self.changes.as_ref().is_some_and(as_before);
         let remaining = self.changes.as_ref().and_then(|report| report.remaining);
         let only_rates = same && duration.is_none();
-        Ok(Wish { targets, rates, duration: duration.or(remaining), only_rates })
+        Ok(Wish { targets, scope: self.scope, rates, duration: duration.or(remaining), only_rates })
     }
 }
 
@@ -286,11 +323,12 @@ mod tests {
     #[test]
     fn what_is_typed_is_said_back() {
         let mut dialog = dialog(None);
-        press(&mut dialog, "1.5M\t10mbit\t \t5m");
+        press(&mut dialog, "1.5M\t10mbit\t \t \t5m");
         assert_eq!(dialog.meaning(Field::Download).unwrap(), "= 1.5 MB/s (12 Mbit/s)");
         assert_eq!(dialog.meaning(Field::Upload).unwrap(), "= 1.25 MB/s (10 Mbit/s)");
         let wish = dialog.wish().unwrap();
         assert_eq!((wish.targets, wish.duration), (vec![Target::Pid(1)], Some(300.0)));
+        assert_eq!(wish.scope, Scope::Internet);
         assert_eq!(wish.rates.download, Rate::new(1_500_000));
     }
 
@@ -301,7 +339,7 @@ mod tests {
             ("5Mb", Field::Download, "may mean bits or bytes"),
             ("0", Field::Download, "0 would stop"),
             ("\t10x", Field::Upload, "unknown unit"),
-            ("1M\t\t\t5d", Field::Duration, "unknown unit 'd'"),
+            ("1M\t\t\t\t5d", Field::Duration, "unknown unit 'd'"),
         ] {
             let mut dialog = dialog(None);
             press(&mut dialog, keys);
@@ -323,7 +361,17 @@ mod tests {
         press(&mut dialog, "\tnone\t ");
         let wish = dialog.wish().unwrap();
         assert_eq!((wish.rates.upload, wish.only_rates), (None, false));
-        press(&mut dialog, "\t\toff");
+        press(&mut dialog, "\t\t\toff");
         assert!(dialog.wish().is_err());
+    }
+
+    #[test]
+    fn another_scope_is_another_limit() {
+        let mut report = limit(3, Some(1_500_000), None);
+        report.scope = Scope::Local;
+        let mut dialog = dialog(Some(report));
+        assert_eq!(dialog.wish().map(|wish| (wish.scope, wish.only_rates)), Ok((Scope::Local, true)));
+        press(&mut dialog, "\t\t\t ");
+        assert_eq!(dialog.wish().map(|wish| (wish.scope, wish.only_rates)), Ok((Scope::All, false)));
     }
 }

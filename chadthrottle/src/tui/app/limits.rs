@@ -169,11 +169,10 @@ impl App {
             }
             Some(report) if wish.only_rates => self.book.change(report, wish.rates),
             changes => {
-                let mut request = self.book.request(wish.targets, wish.rates, wish.duration);
+                let mut request = self.book.request(wish.targets, wish.scope, wish.rates, wish.duration);
                 match changes {
                     Some(report) => {
                         request.detach = report.detached;
-                        request.scope = report.scope;
                         self.book.replace(report, request)
                     }
                     None => self.book.set(request),

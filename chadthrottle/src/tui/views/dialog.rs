@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// Lines inside the frame: the fields, a gap, what is to be said, keys.
-const HEIGHT: u16 = 10;
+const HEIGHT: u16 = 11;
 /// Where the fields begin.
 const LABELS: u16 = 12;
 /// How wide the text fields are.
@@ -57,7 +57,7 @@ pub fn draw(view: &View, frame: &mut Frame, dialog: &LimitDialog) {
         draw_field(view, frame, dialog, field);
     }
     let inner = inside(view.size);
-    let note = Rect::new(inner.x, inner.y + 5, inner.width, 4);
+    let note = Rect::new(inner.x, inner.y + 6, inner.width, 4);
     frame.render_widget(Paragraph::new(self::note(view, dialog)).wrap(Wrap { trim: true }), note);
     let keys = Rect::new(inner.x, inner.bottom() - 1, inner.width, 1);
     frame.render_widget(hints_line(view, Context::Dialog, keys.width), keys);
@@ -70,11 +70,11 @@ fn draw_field(view: &View, frame: &mut Frame, dialog: &LimitDialog, field: Field
     let style = if is_here { theme.key } else { theme.dim };
     frame.render_widget(Span::styled(field.label(), style), line);
     let rest = Rect { x: line.x + LABELS, width: line.width.saturating_sub(LABELS), ..line };
-    if field == Field::Target {
-        let label = dialog.choices.get(dialog.chosen).map_or("", |choice| choice.label.as_str());
-        let text = format::cut(label, usize::from(rest.width.saturating_sub(4)));
+    if matches!(field, Field::Target | Field::Scope) {
+        let text = format::cut(dialog.choice(field), usize::from(rest.width.saturating_sub(4)));
         let style = if is_here { theme.field } else { theme.text };
-        let text = if dialog.choices.len() > 1 { format!("◂ {text} ▸") } else { text };
+        let text =
+            if field == Field::Scope || dialog.choices.len() > 1 { format!("◂ {text} ▸") } else { text };
         frame.render_widget(Span::styled(text, style), rest);
         return;
     }
@@ -111,6 +111,7 @@ fn note(view: &View, dialog: &LimitDialog) -> Line<'static> {
                     "Bytes a second: 500K, 1.5MB, 512KiB. Bits: 800kbit, 10mbit. Nothing: no limit in that direction."
                 }
                 Field::Target => "Several processes share one rate.",
+                Field::Scope => "By the address at the far end.",
                 Field::Duration => {
                     "30s, 5m, 1h; nothing: it ends when you quit, unless you then let it stay."
                 }
