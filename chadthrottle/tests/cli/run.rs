@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::Write,
+    os::unix::process::CommandExt,
     path::Path,
     process::{Child, Stdio},
     time::Duration,
@@ -26,9 +27,12 @@ fn run(owner: &FakeOwner, command: &[&str]) -> (i32, String, String) {
     finish(chadthrottle(owner.dir(), &[&["run", "-d", "1M", "--"], command].concat()))
 }
 
+/// In a process group of its own, as a shell does it: where the tests themselves have no shell, theirs is an orphan, and
+/// the kernel lets nobody in there be stopped from the terminal.
 fn spawn(owner: &FakeOwner, script: &str, file: &Path) -> Child {
     let file = file.to_str().unwrap();
-    chadthrottle(owner.dir(), &["run", "-d", "1M", "--", "sh", "-c", script, "sh", file]).spawn().unwrap()
+    let mut command = chadthrottle(owner.dir(), &["run", "-d", "1M", "--", "sh", "-c", script, "sh", file]);
+    command.process_group(0).spawn().unwrap()
 }
 
 fn signal(process: &Child, signal: Signal) {

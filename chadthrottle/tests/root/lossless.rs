@@ -65,12 +65,15 @@ fn download(scene: &Scene, rate: u64, flows: u32, congestion: &str, version: Ver
     let before = sent(&server, run, now())?;
     let limit = scene.limit(&format!("pid:{} -d {rate}", client.pid()))?;
     let since = limit.since;
-    let start = sent(&server, run, since + 1.0)?;
+    // What is under way on a long line when the limit comes is more than a second of it, and has gaps, where the line
+    // was too full before: that all of it arrives in its order takes some seconds.
+    let settled = if scene.has_line() { 6.0 } else { 1.0 };
+    let start = sent(&server, run, since + settled)?;
     let meter = client.meter_at(since + 1.2)?;
     let from = meter.report_after(run, since);
     let first = meter.rate(run, from, from + 1.0, |totals| totals.arrived) / rate as f64;
-    let end = sent(&server, run, since + 9.0)?;
-    let goodput = received(&client, run, since + 2.0, since + 9.0)? / rate as f64;
+    let end = sent(&server, run, since + settled + 8.0)?;
+    let goodput = received(&client, run, since + settled + 1.0, since + settled + 8.0)? / rate as f64;
     let switched = start.1 - before.1;
     let again = (end.1 - start.1) / (end.0 - start.0);
     eprintln!(
