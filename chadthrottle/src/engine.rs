@@ -26,7 +26,7 @@ use self::{
     place::{Manner, Want},
 };
 use crate::{
-    backend::{Backend, Driver, Site, select::Known},
+    backend::{self, Backend, Driver, Site, select::Known},
     error::{Error, Kind, Result},
     kernel::fault,
     model::{
@@ -405,6 +405,7 @@ impl Engine {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.clear_backends();
+        backend::tidy_up();
     }
 }
 

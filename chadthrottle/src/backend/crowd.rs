@@ -11,6 +11,8 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet},
     path::{Path, PathBuf},
     rc::{Rc, Weak},
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::Site;
@@ -83,6 +85,17 @@ pub fn join(limit: &Limit, site: &Site) -> Result<Shared> {
 pub fn tidy() {
     let left = LEFT.take();
     left.into_iter().rev().for_each(dissolve);
+}
+
+/// [`tidy`] until nothing is left, for so long at most: processes that are just ending keep their leaf.
+pub fn tidy_up(patience: Duration) {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let deadline = Instant::now() + patience;
+    tidy();
+    while LEFT.with_borrow(|left| !left.is_empty()) && Instant::now() < deadline {
+        thread::sleep(PAUSE);
+        tidy();
+    }
 }
 
 fn dissolve(path: PathBuf) {

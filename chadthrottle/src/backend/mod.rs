@@ -185,6 +185,11 @@ pub fn settle(estate: BorrowedFd<'_>) -> Result<usize> {
     ebpf::pacing::lift_all(estate)
 }
 
+/// Takes away what was still in use when its limit ended; waits up to two seconds for it. For the end of the owner.
+pub fn tidy_up() {
+    crowd::tidy_up(Duration::from_secs(2));
+}
+
 /// All backends, best first.
 pub static DRIVERS: &[Driver] = &[ebpf::DRIVER, nftables::DRIVER, htb::TC_HTB, htb::IFB_TC];
 
