@@ -570,6 +570,11 @@ impl Place {
         {
             return Err(Error::failed(format!("{object} is gone")));
         }
+        if let Ok((_, tree, object)) = self.ifb.as_ref()
+            && !tree.stands(&mut self.tc)?
+        {
+            return Err(Error::failed(format!("{object} has lost its HTB")));
+        }
         let gone: Vec<_> = self.devices.keys().copied().filter(|index| there(*index).is_none()).collect();
         for index in gone {
             if let Some(equipped) = self.devices.remove(&index) {

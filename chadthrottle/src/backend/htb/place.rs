@@ -77,6 +77,16 @@ impl Room {
         Ok(())
     }
 
+    /// Which limit holds an address of older sockets: the first that does. What arrives is met before it is routed, where
+    /// a port alone may be that of another host behind this one; answers teach what belongs to it.
+    fn held_addresses(&self) -> BTreeMap<Address, LimitId> {
+        let known = |address: &Address| {
+            self.direction == Direction::Upload || !matches!(address, Address::Port { .. })
+        };
+        let holders = self.old.by_address().into_iter().filter(|(address, _)| known(address));
+        holders.filter_map(|(address, ids)| Some((address, *ids.first()?))).collect()
+    }
+
     /// Lets what waits in a limit's classes leave, and removes them.
     fn cut(&mut self, limit: LimitId) -> Result<()> {
         let branch = plan::branch(limit);
@@ -211,8 +221,7 @@ impl Place for Room {
         let equipped = self.equip();
         if changed {
             let mut state = self.state.clone();
-            let holders = self.old.by_address().into_iter();
-            state.addresses = holders.filter_map(|(address, ids)| Some((address, *ids.first()?))).collect();
+            state.addresses = self.held_addresses();
             self.become_state(state)?;
         }
         equipped?;
@@ -225,7 +234,8 @@ impl Place for Room {
         let mut state = self.state.clone();
         state.limits.remove(&limit);
         state.cgroups.retain(|_, id| *id != limit);
-        state.addresses.retain(|_, id| *id != limit);
+        // What the limit shared with another is that one's now.
+        state.addresses = self.held_addresses();
         self.become_state(state)?;
         if let Some(arrival) = &mut self.arrival {
             arrival.forwarder.change(&[plan::delete_classes(limit)]).map_err(about_us)?;

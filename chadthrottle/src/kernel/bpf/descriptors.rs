@@ -201,6 +201,7 @@ fn own(tag: &mut Tag, tgid: u32, entry: &ProcessEntry, epoch: u64) {
     tag.tgid = tgid;
     tag.born = entry.born;
     tag.limits = entry.limits;
+    tag.applies = 0;
     tag.epoch = epoch;
 }
 
