@@ -30,8 +30,9 @@ use crate::{
     model::{Direction, LimitId},
 };
 
-/// Major number of our classes; the eBPF backend's queue has another.
-pub(super) const MAJOR: u32 = 0xc4ae;
+/// Major number of our classes; the eBPF backend's queue has another. Above all numbers of classes, which those of their
+/// queues are made of: no two qdiscs of a device have the same.
+pub(super) const MAJOR: u32 = 0xf4ae;
 
 /// Priority of packets that have been through the queue, and arrive at a further device.
 const QUEUED: u32 = MAJOR << 16 | 0xffff;
@@ -274,6 +275,14 @@ mod tests {
 
     fn show(steps: &[Step]) -> String {
         steps.iter().map(|step| format!("{step}\n")).collect()
+    }
+
+    #[test]
+    fn no_queue_has_the_number_of_the_tree() {
+        for number in 0..0x1_0000 {
+            let branch = branch(LimitId(number));
+            assert!([branch.bulk, branch.urgent].iter().all(|class| class & 0xffff != MAJOR), "{number}");
+        }
     }
 
     #[test]
