@@ -19,7 +19,7 @@ use crate::{
         made::unmake,
         old::OldSockets,
         tables,
-        tree::RELEASED,
+        tree::{RELEASED, Tree},
     },
     error::{Error, Kind, Result},
     kernel::{
@@ -71,10 +71,23 @@ impl Room {
     }
 
     fn set_branch(&mut self, limit: LimitId, rate: u64) -> Result<()> {
+        let room = room(self.direction, rate);
+        self.in_all(|tree, tc| tree.set_branch(tc, plan::branch(limit), rate, room))
+    }
+
+    /// Does it to every tree; the first failure, after all have been tried. A tree that is gone is none: `equip` makes
+    /// it anew, or forgets it with its device.
+    fn in_all(&mut self, act: impl Fn(Tree, &mut Tc) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
         for planted in self.trees.values() {
-            planted.tree.set_branch(&mut self.tc, plan::branch(limit), rate, room(self.direction, rate))?;
+            match act(planted.tree, &mut self.tc) {
+                Err(error) if error.kind == Kind::NotFound => {
+                    tracing::debug!("{} of {}: {error}", planted.object, planted.name);
+                }
+                done => result = result.and(done),
+            }
         }
-        Ok(())
+        result
     }
 
     /// Which limit holds an address of older sockets: the first that does. What arrives is met before it is routed, where
@@ -87,26 +100,28 @@ impl Room {
         holders.filter_map(|(address, ids)| Some((address, *ids.first()?))).collect()
     }
 
-    /// Lets what waits in a limit's classes leave, and removes them.
+    /// Lets what waits in a limit's classes leave, and removes them everywhere.
     fn cut(&mut self, limit: LimitId) -> Result<()> {
         let branch = plan::branch(limit);
-        self.set_branch(limit, RELEASED)?;
+        let released = self.set_branch(limit, RELEASED);
         let deadline = Instant::now() + DRAIN;
-        for planted in self.trees.values() {
+        let drained = self.in_all(|tree, tc| {
             let waits = |tc: &mut Tc| -> Result<bool> {
-                let counts = planted.tree.counts(tc)?;
+                let counts = tree.counts(tc)?;
                 Ok(counts.iter().any(|(class, count)| {
                     (*class == branch.bulk || *class == branch.urgent) && count.waiting > 0
                 }))
             };
-            while waits(&mut self.tc)? && Instant::now() < deadline {
+            while waits(tc)? && Instant::now() < deadline {
                 thread::sleep(DRAIN_PAUSE);
             }
+            Ok(())
+        });
+        let cut = self.in_all(|tree, tc| tree.cut_branch(tc, branch));
+        if let Err(error) = released.and(drained) {
+            tracing::debug!("what waits under limit {limit} is dropped: {error}");
         }
-        for planted in self.trees.values() {
-            planted.tree.cut_branch(&mut self.tc, branch)?;
-        }
-        Ok(())
+        cut
     }
 }
 
@@ -128,7 +143,7 @@ fn is_local(address: Address) -> bool {
     }
 }
 
-/// What nf_tables does not find is not the target.
+/// What nf_tables and tc do not find is not the target.
 pub(super) fn about_us(error: Error) -> Error {
     if error.kind == Kind::NotFound { Error { kind: Kind::NoBackend, ..error } } else { error }
 }
@@ -163,9 +178,9 @@ impl Place for Room {
             loopback: false,
         };
         if direction == Direction::Download {
-            place.make_arrival(&namespace)?;
+            place.make_arrival(&namespace).map_err(about_us)?;
         }
-        place.equip()?;
+        place.equip().map_err(about_us)?;
         Ok(place)
     }
 
@@ -178,7 +193,7 @@ impl Place for Room {
     }
 
     fn set_rate(&mut self, limit: LimitId, rate: u64) -> Result<()> {
-        self.set_branch(limit, rate)?;
+        self.set_branch(limit, rate).map_err(about_us)?;
         self.rates.insert(limit, rate);
         if self.holds(limit) {
             return Ok(());
@@ -218,7 +233,7 @@ impl Place for Room {
         };
         let mine = all.iter().filter(|socket| inodes.contains(&socket.inode));
         self.loopback |= mine.filter_map(addresses::address).any(is_local);
-        let equipped = self.equip();
+        let equipped = self.equip().map_err(about_us);
         if changed {
             let mut state = self.state.clone();
             state.addresses = self.held_addresses();
@@ -237,10 +252,11 @@ impl Place for Room {
         // What the limit shared with another is that one's now.
         state.addresses = self.held_addresses();
         self.become_state(state)?;
-        if let Some(arrival) = &mut self.arrival {
-            arrival.forwarder.change(&[plan::delete_classes(limit)]).map_err(about_us)?;
-        }
-        self.cut(limit)
+        let told = match &mut self.arrival {
+            Some(arrival) => arrival.forwarder.change(&[plan::delete_classes(limit)]),
+            None => Ok(()),
+        };
+        self.cut(limit).and(told).map_err(about_us)
     }
 
     fn renew(&mut self) -> Result<bool> {
