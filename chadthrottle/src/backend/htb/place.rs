@@ -49,6 +49,7 @@ const DRAIN_PAUSE: Duration = Duration::from_millis(2);
 /// A network namespace.
 pub(super) struct Room {
     pub(super) inode: u64,
+    pub(super) namespace: Namespace,
     pub(super) nft: Nft,
     pub(super) tc: Tc,
     pub(super) diag: SockDiag,
@@ -58,6 +59,8 @@ pub(super) struct Room {
     pub(super) old: OldSockets,
     pub(super) trees: BTreeMap<u32, Planted>,
     pub(super) arrival: Option<Arrival>,
+    /// Numbers of chains at devices that were given so far.
+    pub(super) chains: u32,
     /// Limited sockets talk over loopback.
     pub(super) loopback: bool,
 }
@@ -169,17 +172,16 @@ impl Place for Room {
             nft,
             tc: Tc::open_in(&namespace)?,
             diag: SockDiag::open_in(&namespace)?,
+            namespace,
             direction,
             state: State::default(),
             rates: BTreeMap::new(),
             old: OldSockets::default(),
             trees: BTreeMap::new(),
             arrival: None,
+            chains: 0,
             loopback: false,
         };
-        if direction == Direction::Download {
-            place.make_arrival(&namespace).map_err(about_us)?;
-        }
         place.equip().map_err(about_us)?;
         Ok(place)
     }
@@ -276,6 +278,9 @@ impl Place for Room {
             if !rules.contains(&plan::chain(*id)) {
                 return Err(Error::failed(format!("table {} has no rules for limit {id}", self.nft.table())));
             }
+        }
+        if self.direction == Direction::Download && self.arrival.is_none() {
+            return Err(Error::failed("the IFB is gone"));
         }
         for planted in self.trees.values() {
             if !planted.tree.stands(&mut self.tc)? {

@@ -166,6 +166,12 @@ pub(super) fn forward(number: u32, device: &str, ifb: u32) -> Vec<Step> {
     vec![arrivals, Step::AddRule(chain, vec![has_a_class, Part::Forward(ifb)])]
 }
 
+/// The steps by which a table, the first or the second, no longer sees that device.
+pub(super) fn unsee(number: u32) -> Vec<Step> {
+    let chain = format!("device-{number}");
+    vec![Step::FlushChain(chain.clone()), Step::DeleteChain(chain)]
+}
+
 /// The keys of a limit's classes.
 fn class_keys(id: LimitId) -> Vec<Key> {
     let branch = branch(id);
