@@ -82,8 +82,6 @@ pub(super) trait Place: Sized {
 struct Held {
     crowd: crowd::Shared,
     rate: u64,
-    /// What passed in places that are gone.
-    before: Counters,
     /// Old sockets may get an address.
     unsettled: bool,
     /// Processes have been moved out of their leaf.
@@ -170,7 +168,7 @@ impl<P: Place> Crowded<P> {
         if !P::NESTS {
             self.require_free(&pids)?;
         }
-        let held = Held { crowd, rate, before: Counters::default(), unsettled: false, moved: 0 };
+        let held = Held { crowd, rate, unsettled: false, moved: 0 };
         self.held.insert(limit.id, held);
         let look = Look::new(&pids);
         let sockets = self.hold(limit.id, &look)?;
@@ -230,16 +228,33 @@ impl<P: Place> Crowded<P> {
     fn change(&mut self, limit: &Limit) -> Result<Applied> {
         let held = self.held.get_mut(&limit.id).ok_or_else(|| Self::unknown(limit.id))?;
         let rate = limit.rate.bytes_per_second();
-        let crowd = held.crowd.clone();
-        if held.rate != rate {
-            held.rate = rate;
-            for place in self.places.values_mut().filter(|place| place.holds(limit.id)) {
-                place.set_rate(limit.id, rate)?;
+        let before = std::mem::replace(&mut held.rate, rate);
+        let pids = held.crowd.borrow().processes();
+        let changed = if before == rate { Ok(()) } else { self.set_rates(limit.id, rate) };
+        let sockets = changed.and_then(|()| self.hold(limit.id, &Look::new(&pids)));
+        if sockets.is_err() && before != rate {
+            if let Some(held) = self.held.get_mut(&limit.id) {
+                held.rate = before;
+            }
+            if let Err(error) = self.set_rates(limit.id, before) {
+                tracing::error!("limit {} can't go back to its old rate: {error}", limit.id);
             }
         }
-        let pids = crowd.borrow().processes();
-        let sockets = self.hold(limit.id, &Look::new(&pids))?;
-        Ok(Applied { processes: pids.len() as u32, sockets })
+        Ok(Applied { processes: pids.len() as u32, sockets: sockets? })
+    }
+
+    /// Changes the rate of a limit wherever it is in force; tries all places, also after one has failed.
+    fn set_rates(&mut self, id: LimitId, rate: u64) -> Result<()> {
+        self.in_all(id, |place| place.set_rate(id, rate))
+    }
+
+    /// Does it in every place that holds the limit. The first failure, after all have been tried.
+    fn in_all(&mut self, id: LimitId, mut act: impl FnMut(&mut P) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
+        for place in self.places.values_mut().filter(|place| place.holds(id)) {
+            result = result.and(act(place));
+        }
+        result
     }
 
     fn drop_empty(&mut self) {
@@ -253,25 +268,31 @@ impl<P: Place> Backend for Crowded<P> {
             return self.change(limit);
         }
         let applied = self.bring_in(limit);
-        if applied.is_err() {
-            self.remove(limit.id)?;
+        if applied.is_err()
+            && let Err(error) = self.remove(limit.id)
+        {
+            tracing::error!("what limit {} has begun can't be taken back: {error}", limit.id);
         }
         applied
     }
 
     fn remove(&mut self, id: LimitId) -> Result<()> {
-        if self.held.remove(&id).is_none() {
+        if !self.held.contains_key(&id) {
             return Ok(());
         }
-        for place in self.places.values_mut().filter(|place| place.holds(id)) {
-            place.remove(id)?;
-        }
+        // Until it is gone everywhere it is known, so that it can be tried again.
+        let removed = self.in_all(id, |place| place.remove(id));
         self.drop_empty();
-        Ok(())
+        if removed.is_ok() {
+            self.held.remove(&id);
+        }
+        removed
     }
 
     fn stats(&mut self, id: LimitId) -> Result<Counters> {
-        let before = self.held.get(&id).ok_or_else(|| Self::unknown(id))?.before;
+        if !self.held.contains_key(&id) {
+            return Err(Self::unknown(id));
+        }
         if self.counts.as_ref().is_none_or(|(at, _)| at.elapsed() > FRESH) {
             let mut sums = BTreeMap::<LimitId, Counters>::new();
             for place in self.places.values_mut() {
@@ -282,8 +303,7 @@ impl<P: Place> Backend for Crowded<P> {
             }
             self.counts = Some((Instant::now(), sums));
         }
-        let now = self.counts.as_ref().and_then(|(_, counts)| counts.get(&id)).copied().unwrap_or_default();
-        Ok(add(before, now))
+        Ok(self.counts.as_ref().and_then(|(_, counts)| counts.get(&id)).copied().unwrap_or_default())
     }
 
     fn check(&mut self, id: LimitId) -> Result<Checked> {

@@ -92,8 +92,9 @@ impl Engine {
             let current = held.directions.get(direction).as_ref();
             let in_place = current.filter(|placed| wish.as_deref().is_none_or(|wish| wish == placed.backend));
             if let Some(placed) = in_place {
-                let applied = self.opened[placed.opened].backend.apply(&limit)?;
+                // Before: a change that fails half-way is taken back as well.
                 undo.push(Undo::Apply(placed.opened, placed.limit.clone()));
+                let applied = self.opened[placed.opened].backend.apply(&limit)?;
                 done.push(Done { limit, opened: placed.opened, applied });
                 continue;
             }

@@ -19,6 +19,8 @@ struct World {
     undecided: Vec<&'static str>,
     refuse_open: Vec<(&'static str, Kind)>,
     refuse_apply: Vec<(&'static str, Direction, Kind)>,
+    /// It fails once, after the limit was written.
+    stumble: bool,
     refuse_remove: bool,
     refuse_check: bool,
     refuse_renew: bool,
@@ -57,6 +59,9 @@ impl Backend for Fake {
                 return Err(Error::new(*kind, format!("{} says no", self.name)));
             }
             world.in_force.insert((self.name, self.direction, limit.id.0), limit.rate.bytes_per_second());
+            if std::mem::take(&mut world.stumble) {
+                return Err(Error::failed("half-way"));
+            }
             Ok(Applied { processes: 1, sockets: 3 })
         })
     }
@@ -377,6 +382,15 @@ fn a_change_is_in_place_and_all_or_nothing() {
     assert_eq!(engine.change(LimitId(99), &rates(3_000, 0)).unwrap_err().kind, Kind::NotFound);
     assert_eq!(engine.change(report.id, &rates(0, 0)).unwrap_err().kind, Kind::Usage);
     assert_eq!(engine.clear(&[], Instant::now()).len(), 1, "still in the books");
+}
+
+#[test]
+fn a_change_that_fails_half_way_is_taken_back() {
+    let mut engine = engine();
+    let (report, _) = engine.set(&request(1_000, 0), ALICE).unwrap();
+    world(|world| world.stumble = true);
+    engine.change(report.id, &rates(3_000, 0)).unwrap_err();
+    assert_eq!(in_force(), [(("best", UP, 1), 1_000)]);
 }
 
 #[test]

@@ -45,9 +45,19 @@ struct Watcher {
     eager: bool,
     /// How many it was given.
     got: u32,
+    /// How often in turn it could not take one.
+    missed: u32,
     next_at: Instant,
     /// A snapshot is being made.
     waits: bool,
+}
+
+impl Watcher {
+    /// When to ask again one that can't take a snapshot. At first it is only the line before that has not left yet; one
+    /// that never reads is asked less and less often.
+    fn pause(&self) -> Duration {
+        if self.got < 2 { self.interval.min(SOON * (1 << self.missed.min(16))) } else { self.interval }
+    }
 }
 
 /// For the thread.
@@ -109,7 +119,7 @@ impl Desk {
         let interval = Duration::from_secs_f64(request.interval);
         let waits = self.watchers.get(&client).is_some_and(|watcher| watcher.waits);
         let &MonitorRequest { connections, eager, .. } = request;
-        let watcher = Watcher { interval, connections, eager, got: 0, next_at: now, waits };
+        let watcher = Watcher { interval, connections, eager, got: 0, missed: 0, next_at: now, waits };
         self.watchers.insert(client, watcher);
         Ok(())
     }
@@ -145,11 +155,11 @@ impl Desk {
             .filter(|(_, watcher)| !watcher.waits && watcher.next_at <= now)
             .filter_map(|(client, watcher)| {
                 if !can_take(*client) {
-                    // At first it is only the line before that has not left yet.
-                    watcher.next_at =
-                        now + if watcher.got < 2 { watcher.interval.min(SOON) } else { watcher.interval };
+                    watcher.next_at = now + watcher.pause();
+                    watcher.missed = watcher.missed.saturating_add(1);
                     return None;
                 }
+                watcher.missed = 0;
                 watcher.next_at = if watcher.eager && watcher.got == 0 {
                     // Beginning to count may have taken longer than this.
                     now + watcher.interval.min(FIRST_TICK)
@@ -288,5 +298,32 @@ impl Worker {
             .map_err(|cause| Error::failed(format!("write a snapshot: {cause}")))?;
         line.push(b'\n');
         Ok(line)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_never_reads_is_asked_less_and_less_often() {
+        let interval = Duration::from_secs(1);
+        let mut watcher = Watcher {
+            interval,
+            connections: false,
+            eager: true,
+            got: 0,
+            missed: 0,
+            next_at: Instant::now(),
+            waits: false,
+        };
+        let mut pauses = Vec::new();
+        for missed in [0, 1, 5, 6, 1_000] {
+            watcher.missed = missed;
+            pauses.push(watcher.pause().as_millis());
+        }
+        assert_eq!(pauses, [20, 40, 640, 1_000, 1_000]);
+        (watcher.got, watcher.missed) = (2, 0);
+        assert_eq!(watcher.pause(), interval);
     }
 }

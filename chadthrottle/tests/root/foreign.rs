@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use chadthrottle::kernel::{netlink::Route, netns::Namespace};
+use chadthrottle::kernel::{netlink::Route, netns::Namespace, tc::Tc};
 use libtest_mimic::Trial;
 
 use crate::support::*;
@@ -15,6 +15,7 @@ pub fn trials() -> Vec<Trial> {
         trial("foreign::stays_beside_htb", beside("tc_htb", "ifb_tc")),
         trial("foreign::a_root_qdisc_is_a_reason", root_qdisc),
         trial("foreign::a_tree_that_is_removed_is_made_again", removed),
+        trial("foreign::an_ifb_in_trouble_is_mended", ifb_in_trouble),
     ]
 }
 
@@ -139,6 +140,46 @@ fn removed(scene: &Scene) -> Result<Finding> {
         return Ok(Finding::Skipped("tc is not installed".into()));
     }
     ensure_held(&server, transfer, now() + 2.0, RATE)?;
+    limit.end()?;
+    Ok(Finding::Holds)
+}
+
+/// Somebody deletes the IFB under a download limit in force, takes it out of use, and renames the device.
+fn ifb_in_trouble(scene: &Scene) -> Result<Finding> {
+    scene.use_backends("tc_htb", "ifb_tc");
+    let _server = scene.server()?;
+    let transfer = scene.run();
+    let client = scene.client(&[format!("connect tcp {} get run={transfer}", scene.tcp(Version::V4))])?;
+    let limit = scene.limit(&format!("pid:{} -d 1M", client.pid()))?;
+    ensure_held(&client, transfer, limit.since, RATE)?;
+    let mut tc = Tc::open_in(&scene.lab.client)?;
+    let mut ifb = || -> Result<String> {
+        let found = tc.devices()?.into_iter().find(|device| device.kind == "ifb");
+        found.map(|device| device.name).ok_or_else(|| Error::failed("there is no IFB"))
+    };
+    let lines = [
+        format!("ip link del {}", ifb()?),
+        format!("ip link set {} down", ifb()?),
+        "ip link set chadt-c name theirs".to_owned(),
+        "ip link set theirs name chadt-c".to_owned(),
+    ];
+    for line in lines {
+        match run(&scene.lab.client, &line) {
+            Ok(Some(_)) => {}
+            Ok(None) => return Ok(Finding::Skipped("ip is not installed".into())),
+            // Only Linux 6.2 renames a device that is in use.
+            Err(error) if line.contains(" name ") => {
+                eprintln!("{error}");
+                break;
+            }
+            Err(error) => return Err(error),
+        }
+        // It is looked for once a second, and TCP tries again later and later what was lost.
+        let from = now() + 3.0;
+        ensure_held(&client, transfer, from, RATE)
+            .map_err(|error| Error::failed(format!("{line}: {error}")))?;
+        ifb()?;
+    }
     limit.end()?;
     Ok(Finding::Holds)
 }

@@ -628,6 +628,10 @@ impl Holder {
 
     pub fn ended(&mut self) -> Result<Vec<LimitId>> {
         let events = self.events.drain();
+        // These first: they are told once, and what follows may fail.
+        for event in events.iter().filter(|event| event.kind == EVENT_DEVICE) {
+            self.queue.equip(&mut self.loaded, event.tgid, None, event.device);
+        }
         // Connections accepted from a shared listener: whoever of the limited ones holds them owns them. And what
         // those have open who have just come under a limit.
         let of_kind = |kinds: &[u32]| -> HashSet<u32> {
@@ -642,9 +646,6 @@ impl Holder {
                 look.learn(records);
             }
             self.follow()?;
-        }
-        for event in events.iter().filter(|event| event.kind == EVENT_DEVICE) {
-            self.queue.equip(&mut self.loaded, event.tgid, None, event.device);
         }
         let census = members::census(&self.loaded)?;
         let over = |held: &Held| !Target::are_standing(&held.targets) && !census.contains_key(&held.key);

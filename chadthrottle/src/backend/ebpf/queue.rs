@@ -182,7 +182,8 @@ impl Queue {
         for _ in 0..=u16::MAX {
             self.last_minor = self.last_minor.wrapping_add(1);
             let id = CLASS_MAJOR << 16 | u32::from(self.last_minor);
-            let taken = self.last_minor == 0
+            // A class's queue has its number, which must not be the tree's or that of clsact.
+            let taken = matches!(u32::from(self.last_minor), 0 | CLASS_MAJOR | 0xffff)
                 || self.classes.values().any(|class| class.id == id)
                 || self.released.iter().any(|(_, released)| *released == id);
             if !taken {
@@ -624,4 +625,18 @@ fn make<T>(object: &Object, make: impl FnOnce() -> Result<T>) -> Result<T> {
         fault::point("queue.recorded");
         make()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_class_has_the_number_of_a_qdisc() {
+        for before in [CLASS_MAJOR as u16 - 1, 0xfffe] {
+            let mut queue = Queue { last_minor: before, ..Queue::default() };
+            let minor = queue.set(1, 1_000) & 0xffff;
+            assert!(![0, CLASS_MAJOR, 0xffff].contains(&minor), "{minor:x}");
+        }
+    }
 }

@@ -15,10 +15,10 @@ use crate::{
     kernel::{
         fault,
         journal::{Object, PREFIX},
-        netns::Namespace,
         nft::Nft,
         tc::Device,
     },
+    model::Direction,
 };
 
 /// ARPHRD_* of devices whose packets HTB counts with an Ethernet header.
@@ -34,20 +34,25 @@ pub(super) struct Planted {
     pub object: Object,
 }
 
+/// A device at which both tables have a chain.
+pub(super) struct Seen {
+    name: String,
+    /// Number of the chains.
+    chain: u32,
+}
+
 /// On download: the IFB, and who sends to it.
 pub(super) struct Arrival {
     pub ifb: u32,
     /// The second table.
     pub forwarder: Nft,
-    /// Devices with chains in both tables, by index: their names.
-    pub seen: BTreeMap<u32, String>,
-    /// Chains made so far.
-    pub count: u32,
+    /// Devices with chains in both tables, by index.
+    pub seen: BTreeMap<u32, Seen>,
 }
 
 impl Room {
-    /// Makes the IFB with its tree, and the second table.
-    pub(super) fn make_arrival(&mut self, namespace: &Namespace) -> Result<()> {
+    /// Makes the IFB with its tree, and the second table, with all limits that are in force.
+    fn make_arrival(&mut self) -> Result<()> {
         // The eBPF backend has one of its own.
         let name = format!("{PREFIX}{:x}-tc", std::process::id());
         let object = Object::Ifb { namespace: self.inode, name: name.clone() };
@@ -57,16 +62,21 @@ impl Room {
         });
         let planted = made.and_then(|ifb| {
             let mut forwarder =
-                Nft::open_in(namespace, &format!("{}-ifb_tc-forward", std::process::id()))?.of_devices();
+                Nft::open_in(&self.namespace, &format!("{}-ifb_tc-forward", std::process::id()))?
+                    .of_devices();
             forwarder.change(&plan::begin_forwarding()).map_err(about_us)?;
             let tree = Tree::plant(&mut self.tc, ifb, MAJOR, Rest::Passes)?;
+            for (id, rate) in &self.rates {
+                tree.set_branch(&mut self.tc, plan::branch(*id), *rate, room(self.direction, *rate))?;
+                forwarder.change(&[plan::add_classes(*id)])?;
+            }
             Ok((ifb, forwarder, tree))
         });
         match planted {
             Ok((ifb, forwarder, tree)) => {
                 let planted = Planted { name, tree, header: HEADER, object };
                 self.trees.insert(ifb, planted);
-                self.arrival = Some(Arrival { ifb, forwarder, seen: BTreeMap::new(), count: 0 });
+                self.arrival = Some(Arrival { ifb, forwarder, seen: BTreeMap::new() });
                 fault::point("htb.planted");
                 Ok(())
             }
@@ -77,29 +87,65 @@ impl Room {
         }
     }
 
+    /// Looks whether the IFB and its tree are there and in use, and makes them anew if not: what is sent to an IFB that is
+    /// gone is lost.
+    fn look_after_arrival(&mut self, all: &[Device]) -> Result<()> {
+        if let Some(ifb) = self.arrival.as_ref().map(|arrival| arrival.ifb) {
+            let device = all.iter().find(|device| device.index == ifb);
+            let stands = match self.trees.get(&ifb) {
+                Some(planted) if device.is_some() => planted.tree.stands(&mut self.tc)?,
+                _ => false,
+            };
+            if stands {
+                return if device.is_some_and(|device| device.up) { Ok(()) } else { self.tc.set_up(ifb) };
+            }
+            tracing::warn!("somebody has removed the IFB of downloads, or its HTB; it is made again");
+            self.drop_arrival();
+        }
+        self.make_arrival()
+    }
+
+    /// First the second table, then the IFB to which it sends.
+    fn drop_arrival(&mut self) {
+        let Some(Arrival { ifb, forwarder, seen, .. }) = self.arrival.take() else { return };
+        drop(forwarder);
+        for device in seen.into_values() {
+            unsee(&mut self.nft, device.chain);
+        }
+        if let Some(planted) = self.trees.remove(&ifb) {
+            unmake(&planted.object, &mut self.tc);
+        }
+    }
+
     /// Equips the devices that are not yet. Fails when one can't be, after all others have been.
     pub(super) fn equip(&mut self) -> Result<()> {
         let all = self.tc.devices()?;
+        if self.direction == Direction::Download {
+            self.look_after_arrival(&all)?;
+        }
         let mut failure = None;
-        let gone: Vec<u32> =
-            self.trees.keys().copied().filter(|index| !all.iter().any(|it| it.index == *index)).collect();
-        for index in gone {
-            let Some(planted) = self.trees.remove(&index) else { continue };
-            if self.arrival.as_ref().is_some_and(|arrival| arrival.ifb == index) {
-                failure = Some(Error::failed(format!("network device {} is gone", planted.name)));
-            }
+        // A new IFB is not among those that were listed before.
+        let ifb = self.arrival.as_ref().map(|arrival| arrival.ifb);
+        let is_gone = |index: &u32| Some(*index) != ifb && !all.iter().any(|device| device.index == *index);
+        for (_, planted) in self.trees.extract_if(.., |index, _| is_gone(index)) {
             forget(&planted.object);
         }
         if let Some(arrival) = &mut self.arrival {
-            arrival.seen.retain(|index, name| {
-                all.iter().any(|device| device.index == *index && device.name == *name)
-            });
+            // A chain belongs to a device, or to a name, as the kernel's version has it: a device that has another name
+            // gets new ones, and must not have both.
+            let is_other = |index: &u32, seen: &mut Seen| {
+                !all.iter().any(|device| device.index == *index && device.name == seen.name)
+            };
+            for (_, seen) in arrival.seen.extract_if(.., is_other) {
+                unsee(&mut arrival.forwarder, seen.chain);
+                unsee(&mut self.nft, seen.chain);
+            }
         }
         let loopback = self.loopback;
         for device in all.iter().filter(|device| concerns(device, loopback)) {
-            let equipped = match self.arrival {
-                None => self.plant(device),
-                Some(_) => self.see(device),
+            let equipped = match self.direction {
+                Direction::Upload => self.plant(device),
+                Direction::Download => self.see(device),
             };
             if let Err(error) = equipped {
                 failure = Some(error);
@@ -157,14 +203,23 @@ impl Room {
         if arrival.seen.contains_key(&device.index) {
             return Ok(());
         }
-        arrival.count += 1;
-        arrival
-            .forwarder
-            .change(&plan::forward(arrival.count, &device.name, arrival.ifb))
-            .and_then(|()| self.nft.change(&plan::see(arrival.count, &device.name)))
-            .map_err(about_us)?;
-        arrival.seen.insert(device.index, device.name.clone());
+        self.chains += 1;
+        let chain = self.chains;
+        arrival.forwarder.change(&plan::forward(chain, &device.name, arrival.ifb)).map_err(about_us)?;
+        if let Err(error) = self.nft.change(&plan::see(chain, &device.name)) {
+            unsee(&mut arrival.forwarder, chain);
+            return Err(about_us(error));
+        }
+        arrival.seen.insert(device.index, Seen { name: device.name.clone(), chain });
         Ok(())
+    }
+}
+
+/// Removes a device's chain from a table. The kernel may have done it when the device went.
+fn unsee(table: &mut Nft, chain: u32) {
+    match table.change(&plan::unsee(chain)) {
+        Err(error) if error.kind != Kind::NotFound => tracing::error!("{error}"),
+        _ => {}
     }
 }
 

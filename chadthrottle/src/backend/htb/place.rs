@@ -20,7 +20,7 @@ use crate::{
         made::unmake,
         old::OldSockets,
         tables,
-        tree::RELEASED,
+        tree::{RELEASED, Tree},
     },
     error::{Error, Kind, Result},
     kernel::{
@@ -50,6 +50,7 @@ const DRAIN_PAUSE: Duration = Duration::from_millis(2);
 /// A network namespace.
 pub(super) struct Room {
     pub(super) inode: u64,
+    pub(super) namespace: Namespace,
     pub(super) nft: Nft,
     pub(super) tc: Tc,
     pub(super) diag: SockDiag,
@@ -59,6 +60,8 @@ pub(super) struct Room {
     pub(super) old: OldSockets,
     pub(super) trees: BTreeMap<u32, Planted>,
     pub(super) arrival: Option<Arrival>,
+    /// Numbers of chains at devices that were given so far.
+    pub(super) chains: u32,
     /// Limited sockets talk over loopback.
     pub(super) loopback: bool,
 }
@@ -72,10 +75,23 @@ impl Room {
     }
 
     fn set_branch(&mut self, limit: LimitId, rate: u64) -> Result<()> {
+        let room = room(self.direction, rate);
+        self.in_all(|tree, tc| tree.set_branch(tc, plan::branch(limit), rate, room))
+    }
+
+    /// Does it to every tree; the first failure, after all have been tried. A tree that is gone is none: `equip` makes
+    /// it anew, or forgets it with its device.
+    fn in_all(&mut self, act: impl Fn(Tree, &mut Tc) -> Result<()>) -> Result<()> {
+        let mut result = Ok(());
         for planted in self.trees.values() {
-            planted.tree.set_branch(&mut self.tc, plan::branch(limit), rate, room(self.direction, rate))?;
+            match act(planted.tree, &mut self.tc) {
+                Err(error) if error.kind == Kind::NotFound => {
+                    tracing::debug!("{} of {}: {error}", planted.object, planted.name);
+                }
+                done => result = result.and(done),
+            }
         }
-        Ok(())
+        result
     }
 
     /// Which limit holds an address of older sockets: the first that does. What arrives is met before it is routed, where
@@ -107,26 +123,28 @@ impl Room {
         Ok(held)
     }
 
-    /// Lets what waits in a limit's classes leave, and removes them.
+    /// Lets what waits in a limit's classes leave, and removes them everywhere.
     fn cut(&mut self, limit: LimitId) -> Result<()> {
         let branch = plan::branch(limit);
-        self.set_branch(limit, RELEASED)?;
+        let released = self.set_branch(limit, RELEASED);
         let deadline = Instant::now() + DRAIN;
-        for planted in self.trees.values() {
+        let drained = self.in_all(|tree, tc| {
             let waits = |tc: &mut Tc| -> Result<bool> {
-                let counts = planted.tree.counts(tc)?;
+                let counts = tree.counts(tc)?;
                 Ok(counts.iter().any(|(class, count)| {
                     (*class == branch.bulk || *class == branch.urgent) && count.waiting > 0
                 }))
             };
-            while waits(&mut self.tc)? && Instant::now() < deadline {
+            while waits(tc)? && Instant::now() < deadline {
                 thread::sleep(DRAIN_PAUSE);
             }
+            Ok(())
+        });
+        let cut = self.in_all(|tree, tc| tree.cut_branch(tc, branch));
+        if let Err(error) = released.and(drained) {
+            tracing::debug!("what waits under limit {limit} is dropped: {error}");
         }
-        for planted in self.trees.values() {
-            planted.tree.cut_branch(&mut self.tc, branch)?;
-        }
-        Ok(())
+        cut
     }
 }
 
@@ -148,7 +166,7 @@ fn is_local(address: Address) -> bool {
     }
 }
 
-/// What nf_tables does not find is not the target.
+/// What nf_tables and tc do not find is not the target.
 pub(super) fn about_us(error: Error) -> Error {
     if error.kind == Kind::NotFound { Error { kind: Kind::NoBackend, ..error } } else { error }
 }
@@ -174,18 +192,17 @@ impl Place for Room {
             nft,
             tc: Tc::open_in(&namespace)?,
             diag: SockDiag::open_in(&namespace)?,
+            namespace,
             direction,
             state: State::default(),
             rates: BTreeMap::new(),
             old: OldSockets::default(),
             trees: BTreeMap::new(),
             arrival: None,
+            chains: 0,
             loopback: false,
         };
-        if direction == Direction::Download {
-            place.make_arrival(&namespace)?;
-        }
-        place.equip()?;
+        place.equip().map_err(about_us)?;
         Ok(place)
     }
 
@@ -198,7 +215,7 @@ impl Place for Room {
     }
 
     fn set_rate(&mut self, limit: LimitId, rate: u64) -> Result<()> {
-        self.set_branch(limit, rate)?;
+        self.set_branch(limit, rate).map_err(about_us)?;
         self.rates.insert(limit, rate);
         if self.holds(limit) {
             return Ok(());
@@ -238,7 +255,7 @@ impl Place for Room {
         };
         let mine = all.iter().filter(|socket| inodes.contains(&socket.inode));
         self.loopback |= mine.filter_map(addresses::address).any(is_local);
-        let equipped = self.equip();
+let equipped = self.equip().map_err(about_us);
         // The host's own addresses may have changed, too.
         let addresses = self.held_addresses()?;
         if addresses != self.state.addresses {
@@ -257,10 +274,11 @@ impl Place for Room {
         // What the limit shared with another is that one's now.
         state.addresses = self.held_addresses()?;
         self.become_state(state)?;
-        if let Some(arrival) = &mut self.arrival {
-            arrival.forwarder.change(&[plan::delete_classes(limit)]).map_err(about_us)?;
-        }
-        self.cut(limit)
+        let told = match &mut self.arrival {
+            Some(arrival) => arrival.forwarder.change(&[plan::delete_classes(limit)]),
+            None => Ok(()),
+        };
+        self.cut(limit).and(told).map_err(about_us)
     }
 
     fn renew(&mut self) -> Result<bool> {
@@ -280,6 +298,9 @@ impl Place for Room {
             if !rules.contains(&plan::chain(*id)) {
                 return Err(Error::failed(format!("table {} has no rules for limit {id}", self.nft.table())));
             }
+        }
+        if self.direction == Direction::Download && self.arrival.is_none() {
+            return Err(Error::failed("the IFB is gone"));
         }
         for planted in self.trees.values() {
             if !planted.tree.stands(&mut self.tc)? {

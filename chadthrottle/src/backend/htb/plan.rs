@@ -30,8 +30,9 @@ use crate::{
     model::{Direction, LimitId},
 };
 
-/// Major number of our classes; the eBPF backend's queue has another.
-pub(super) const MAJOR: u32 = 0xc4ae;
+/// Major number of our classes; the eBPF backend's queue has another. Above all numbers of classes, which those of their
+/// queues are made of: no two qdiscs of a device have the same.
+pub(super) const MAJOR: u32 = 0xf4ae;
 
 /// Priority of packets that have been through the queue, and arrive at a further device.
 const QUEUED: u32 = MAJOR << 16 | 0xffff;
@@ -165,6 +166,12 @@ pub(super) fn forward(number: u32, device: &str, ifb: u32) -> Vec<Step> {
     vec![arrivals, Step::AddRule(chain, vec![has_a_class, Part::Forward(ifb)])]
 }
 
+/// The steps by which a table, the first or the second, no longer sees that device.
+pub(super) fn unsee(number: u32) -> Vec<Step> {
+    let chain = format!("device-{number}");
+    vec![Step::FlushChain(chain.clone()), Step::DeleteChain(chain)]
+}
+
 /// The keys of a limit's classes.
 fn class_keys(id: LimitId) -> Vec<Key> {
     let branch = branch(id);
@@ -274,6 +281,14 @@ mod tests {
 
     fn show(steps: &[Step]) -> String {
         steps.iter().map(|step| format!("{step}\n")).collect()
+    }
+
+    #[test]
+    fn no_queue_has_the_number_of_the_tree() {
+        for number in 0..0x1_0000 {
+            let branch = branch(LimitId(number));
+            assert!([branch.bulk, branch.urgent].iter().all(|class| class & 0xffff != MAJOR), "{number}");
+        }
     }
 
     #[test]

@@ -198,9 +198,14 @@ impl Tc {
             });
         });
         let _ = self.0.act(message);
-        let up = rtnetlink::link(RTM_NEWLINK, 0, index, libc::IFF_UP as u32);
-        self.0.act(up).map_err(|cause| explain(cause, format!("take network device {name} into use")))?;
+        self.set_up(index)?;
         Ok(index)
+    }
+
+    /// Takes a device into use.
+    pub fn set_up(&mut self, device: u32) -> Result<()> {
+        let up = rtnetlink::link(RTM_NEWLINK, 0, device, libc::IFF_UP as u32);
+        self.0.act(up).map_err(|cause| explain(cause, format!("take network device {device} into use")))
     }
 
     /// Removes an IFB of ours by its name, with its qdisc. True when it was still there.
