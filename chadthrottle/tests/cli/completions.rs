@@ -36,6 +36,12 @@ fn bash_completes_commands_options_and_what_runs() {
     assert!(bash(&format!("chadthrottle limit pid:{ours}")).contains(&ours));
     assert!(bash("chadthrottle limit pid:1 --upload-backend ").contains(&"ebpf".to_owned()));
     assert_eq!(bash("chadthrottle limit pid:1 --scope l"), ["local"]);
+    assert_eq!(bash("chadthrottle monitor --group t"), ["tree"]);
+    assert_eq!(bash("chadthrottle monitor --sort down-"), ["down-limit"]);
+    // So it has what is before an equals sign.
+    assert_eq!(bash("chadthrottle limit pid:1 --scope=l"), ["local"]);
+    assert_eq!(bash("chadthrottle limit pid:1 --upload-backend=eb"), ["ebpf"]);
+    assert!(bash("chadthrottle limit cgroup:/no=t@x:").iter().all(String::is_empty));
 }
 
 #[test]
