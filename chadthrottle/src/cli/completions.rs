@@ -42,7 +42,7 @@ pub enum Shell {
 /// Answers a shell, if it is one that asks; then there is nothing else to do.
 pub fn answer(words: &[OsString]) -> Result<bool> {
     let asked =
-        CompleteEnv::with_factory(Args::command).var(ASKED).shells(Shells(&[&Bash, &env::Zsh, &env::Fish]));
+        CompleteEnv::with_factory(Args::command).var(ASKED).shells(Shells(&[&Bash, &Zsh, &env::Fish]));
     let folder = std::env::current_dir().ok();
     asked
         .try_complete(words, folder.as_deref())
@@ -53,7 +53,7 @@ pub fn answer(words: &[OsString]) -> Result<bool> {
 pub fn script(shell: Shell) -> Result<()> {
     let shell: &dyn EnvCompleter = match shell {
         Shell::Bash => &Bash,
-        Shell::Zsh => &env::Zsh,
+        Shell::Zsh => &Zsh,
         Shell::Fish => &env::Fish,
     };
     let mut text = Vec::new();
@@ -116,6 +116,49 @@ impl EnvCompleter for Bash {
         buf: &mut dyn Write,
     ) -> io::Result<()> {
         env::Bash.write_complete(command, words, folder, buf)
+    }
+}
+
+/// Zsh puts a blank behind what it has completed; behind the colon of `name:` there is more to come.
+struct Zsh;
+
+const ZSH_VALUES: &str = "[[ -n $other ]] && _describe -V 'values' other";
+const ZSH_KINDS: &str = r"local -a kinds=(${(M)other:#*\\:(|:*)})
+        [[ -n $kinds ]] && _describe -V 'kinds' kinds -S ''
+        other=(${other:#*\\:(|:*)})
+        ";
+
+impl EnvCompleter for Zsh {
+    fn name(&self) -> &'static str {
+        env::Zsh.name()
+    }
+
+    fn is(&self, name: &str) -> bool {
+        env::Zsh.is(name)
+    }
+
+    fn write_registration(
+        &self,
+        var: &str,
+        name: &str,
+        bin: &str,
+        completer: &str,
+        buf: &mut dyn Write,
+    ) -> io::Result<()> {
+        let mut text = Vec::new();
+        env::Zsh.write_registration(var, name, bin, completer, &mut text)?;
+        let script = String::from_utf8_lossy(&text).replace(ZSH_VALUES, &format!("{ZSH_KINDS}{ZSH_VALUES}"));
+        buf.write_all(script.as_bytes())
+    }
+
+    fn write_complete(
+        &self,
+        command: &mut clap::Command,
+        words: Vec<OsString>,
+        folder: Option<&Path>,
+        buf: &mut dyn Write,
+    ) -> io::Result<()> {
+        env::Zsh.write_complete(command, words, folder, buf)
     }
 }
 

@@ -49,6 +49,8 @@ fn every_shell_takes_its_script() {
     for shell in ["bash", "zsh", "fish"] {
         let script = script(shell);
         assert!(script.contains("CHADTHROTTLE_COMPLETE"), "{script}");
+        // No blank behind the colon of `name:`.
+        assert_eq!(script.contains("-V 'kinds' kinds -S ''"), shell == "zsh", "{script}");
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("script");
         std::fs::write(&file, script).unwrap();
