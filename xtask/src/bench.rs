@@ -12,6 +12,8 @@ const PAGE: &str = "docs/benchmarks/engine.md";
 const MONITOR_PAGE: &str = "docs/benchmarks/monitor.md";
 /// The part that is a benchmark of its own, and writes its page also when it is asked for alone.
 const MONITOR: &str = "monitor";
+/// Another one: what the backends cost.
+const BACKENDS: &str = "backends";
 /// Where the whole matrix of limits is written.
 const PAGES: &str = "docs/benchmarks";
 /// The example of the eBPF crate that the engine is compared with.
@@ -21,8 +23,8 @@ const YARDSTICK: &str = "yardstick";
 #[derive(Args)]
 pub struct Options {
     /// Measure only this; of the engine's parts no page is written. "lossless": limits side by side over lines of
-    /// several lengths
-    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy", "lossless", MONITOR])]
+    /// several lengths; "backends": what each of them costs, with a page
+    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy", "lossless", BACKENDS, MONITOR])]
     only: Option<String>,
     /// With `--only lossless`: the whole matrix (an hour), and write its page
     #[arg(long)]
@@ -61,6 +63,9 @@ fn engine(options: &Options) -> Result<()> {
         .arg(yardstick);
     if options.full {
         cargo.arg("--full").arg("--lossless").arg(crate::root().join(PAGES));
+    }
+    if options.only.as_deref() == Some(BACKENDS) {
+        cargo.arg("--backends").arg(crate::root().join(PAGES).join("backends.md"));
     }
     match &options.only {
         Some(part) => cargo.args(["--only", part]),

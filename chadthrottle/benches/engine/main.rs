@@ -1,10 +1,12 @@
 //! What the engine costs and how well it holds, beside what was promised. Run by `cargo xtask bench`, as root.
 
 mod accuracy;
+mod backends;
 mod bucket;
 mod lossless;
 mod packet;
 mod page;
+mod ping;
 mod scene;
 mod setting;
 mod stats;
@@ -47,6 +49,9 @@ struct Arguments {
     /// Where to write the page of that matrix and its plot
     #[arg(long)]
     lossless: Option<PathBuf>,
+    /// Where to write the page of the backends
+    #[arg(long)]
+    backends: Option<PathBuf>,
     /// Given by cargo
     #[arg(long, hide = true)]
     bench: bool,
@@ -73,6 +78,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     interrupt::listen()?;
     if arguments.only.as_deref() == Some("lossless") {
         return lossless::measure(arguments.full, arguments.lossless.as_deref());
+    }
+    if arguments.only.as_deref() == Some("backends") {
+        return backends::measure(arguments.backends.as_deref());
     }
     let program = Path::new(env!("CARGO_BIN_EXE_chadthrottle"));
     let scene = scene::Scene::new()?;

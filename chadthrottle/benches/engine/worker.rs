@@ -23,6 +23,8 @@ use nix::{
     unistd::{ForkResult, fork},
 };
 
+use crate::ping;
+
 /// Payload of the datagrams, in bytes.
 pub const PAYLOAD: usize = 64;
 
@@ -56,6 +58,16 @@ impl Worker {
         }
     }
 
+    /// Sends datagrams to `address` back.
+    pub fn echo(place: Place<'_>, address: &str) -> Result<Self> {
+        Self::spawn(place, &["echo", address]).map(|(worker, _)| worker)
+    }
+
+    /// Answers a number with the median of so many round trips to `address`, in µs.
+    pub fn pinger(place: Place<'_>, address: &str) -> Result<Self> {
+        Self::spawn(place, &["pinger", address]).map(|(worker, _)| worker)
+    }
+
     fn spawn(place: Place<'_>, arguments: &[&str]) -> Result<(Self, String)> {
         let failed = |cause: io::Error| Error::caused(Kind::Failed, "start a worker", &cause);
         let mut command = Command::new(env::current_exe().map_err(failed)?);
@@ -76,9 +88,14 @@ impl Worker {
 
     /// Lets it do something.
     pub fn tell(&mut self, command: &str) -> Result<()> {
+        self.ask(command).map(drop)
+    }
+
+    /// Lets it do something; its answer.
+    pub fn ask(&mut self, command: &str) -> Result<String> {
         writeln!(self.stdin, "{command}")
             .map_err(|cause| Error::caused(Kind::Failed, "talk to a worker", &cause))?;
-        self.answer().map(drop)
+        self.answer()
     }
 
     fn answer(&mut self) -> Result<String> {
@@ -100,10 +117,13 @@ impl Drop for Worker {
 
 /// The worker's side.
 pub fn main(arguments: &[String]) -> io::Result<()> {
+    let word = |at: usize| arguments.get(at).map_or("", String::as_str);
     let number = |at: usize| arguments.get(at).and_then(|word| word.parse().ok()).unwrap_or(0);
     match arguments.first().map(String::as_str) {
         Some("sender") => sender(number(1)),
         Some("crowd") => crowd(number(1), number(2)),
+        Some("echo") => ping::echo(word(1)),
+        Some("pinger") => ping::pinger(word(1)),
         _ => Err(io::Error::other("no such worker")),
     }
 }

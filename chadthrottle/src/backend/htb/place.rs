@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
+    net::{Ipv4Addr, SocketAddr},
     thread,
     time::{Duration, Instant},
 };
@@ -78,13 +79,32 @@ impl Room {
     }
 
     /// Which limit holds an address of older sockets: the first that does. What arrives is met before it is routed, where
-    /// a port alone may be that of another host behind this one; answers teach what belongs to it.
-    fn held_addresses(&self) -> BTreeMap<Address, LimitId> {
-        let known = |address: &Address| {
-            self.direction == Direction::Upload || !matches!(address, Address::Port { .. })
-        };
-        let holders = self.old.by_address().into_iter().filter(|(address, _)| known(address));
-        holders.filter_map(|(address, ids)| Some((address, *ids.first()?))).collect()
+    /// a port alone may be that of another host behind this one: there it stands for this host's own addresses.
+    fn held_addresses(&mut self) -> Result<BTreeMap<Address, LimitId>> {
+        let holders = self.old.by_address();
+        let holders = holders.into_iter().filter_map(|(address, ids)| Some((address, *ids.first()?)));
+        if self.direction == Direction::Upload {
+            return Ok(holders.collect());
+        }
+        let (mut held, mut ports) = (BTreeMap::new(), Vec::new());
+        for (address, id) in holders {
+            match address {
+                Address::Port { protocol, port } => ports.push((protocol, port, id)),
+                _ => drop(held.insert(address, id)),
+            }
+        }
+        if !ports.is_empty() {
+            let mut own = self.tc.own_addresses()?;
+            own.push(Ipv4Addr::BROADCAST.into());
+            for (protocol, port, id) in ports {
+                let here =
+                    own.iter().map(|own| Address::Bind { protocol, local: SocketAddr::new(*own, port) });
+                for address in here {
+                    held.entry(address).or_insert(id);
+                }
+            }
+        }
+        Ok(held)
     }
 
     /// Lets what waits in a limit's classes leave, and removes them.
@@ -212,17 +232,17 @@ impl Place for Room {
         pids: &HashSet<u32>,
         knows: &dyn Fn(Option<u64>) -> bool,
     ) -> Result<Sockets> {
-        let (found, changed) = match self.direction {
+        let (found, _) = match self.direction {
             Direction::Upload => self.old.look(limit, all, inodes, pids, knows)?,
             Direction::Download => self.old.look(limit, all, inodes, pids, &|_| false)?,
         };
         let mine = all.iter().filter(|socket| inodes.contains(&socket.inode));
         self.loopback |= mine.filter_map(addresses::address).any(is_local);
         let equipped = self.equip();
-        if changed {
-            let mut state = self.state.clone();
-            state.addresses = self.held_addresses();
-            self.become_state(state)?;
+        // The host's own addresses may have changed, too.
+        let addresses = self.held_addresses()?;
+        if addresses != self.state.addresses {
+            self.become_state(State { addresses, ..self.state.clone() })?;
         }
         equipped?;
         Ok(found)
@@ -235,7 +255,7 @@ impl Place for Room {
         state.limits.remove(&limit);
         state.cgroups.retain(|_, id| *id != limit);
         // What the limit shared with another is that one's now.
-        state.addresses = self.held_addresses();
+        state.addresses = self.held_addresses()?;
         self.become_state(state)?;
         if let Some(arrival) = &mut self.arrival {
             arrival.forwarder.change(&[plan::delete_classes(limit)]).map_err(about_us)?;

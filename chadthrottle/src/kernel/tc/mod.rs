@@ -6,6 +6,7 @@
 pub mod htb;
 
 use std::{
+    net::IpAddr,
     os::fd::{AsRawFd, BorrowedFd},
     path::Path,
     process::{Command, Stdio},
@@ -16,7 +17,7 @@ use netlink_sys::protocols::NETLINK_ROUTE;
 use super::{
     journal::PREFIX,
     netns::Namespace,
-    nl::{Attributes, Netlink},
+    nl::{Attributes, Message, Netlink},
     rtnetlink,
 };
 use crate::error::{Error, Kind, Result};
@@ -135,6 +136,33 @@ impl Tc {
         let message = rtnetlink::link(RTM_GETLINK, 0, 0, 0);
         let answers = self.0.dump(message).map_err(|cause| explain(cause, "list network devices"))?;
         Ok(answers.iter().filter_map(|answer| device(answer)).collect())
+    }
+
+    /// What packets to this host have as their destination: the devices' own addresses and their broadcast addresses.
+    pub fn own_addresses(&mut self) -> Result<Vec<IpAddr>> {
+        const RTM_GETADDR: u16 = 22;
+        /// `struct ifaddrmsg`.
+        const HEADER: usize = 8;
+        const IFA_ADDRESS: u16 = 1;
+        const IFA_LOCAL: u16 = 2;
+        const IFA_BROADCAST: u16 = 4;
+        let answers = self
+            .0
+            .dump(Message::new(RTM_GETADDR, 0, &[0; HEADER]))
+            .map_err(|cause| explain(cause, "list network addresses"))?;
+        let mut found = Vec::new();
+        for answer in &answers {
+            let attributes = Attributes::of(answer.get(HEADER..).unwrap_or_default());
+            // IFA_ADDRESS is the other end's where a line has two ends; IPv6 has no IFA_LOCAL elsewhere.
+            let own = attributes.get(IFA_LOCAL).or_else(|| attributes.get(IFA_ADDRESS));
+            let bytes = own.into_iter().chain(attributes.get(IFA_BROADCAST));
+            found.extend(bytes.filter_map(|bytes| match bytes.len() {
+                4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+                16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+                _ => None,
+            }));
+        }
+        Ok(found)
     }
 
     /// Makes an IFB and takes it into use. It gets no IPv6 address, so that it stays as quiet as it looks.
