@@ -280,11 +280,11 @@ pub struct Monitor {
     #[arg(long, value_name = "FILTER", allow_hyphen_values = true)]
     pub filter: Option<String>,
     /// What makes a row: process, tree, unit (or container), user, name
-    #[arg(long, value_name = "BY", default_value = "process")]
+    #[arg(long, value_name = "BY", default_value = "process", add = ArgValueCompleter::new(completions::groupings))]
     pub group: String,
     /// Order of the rows: rate, down, up, total, received, sent, connections, limited, pid, name, user,
-    /// down_limit, up_limit
-    #[arg(long, value_name = "BY", default_value = "rate")]
+    /// down-limit, up-limit
+    #[arg(long, value_name = "BY", default_value = "rate", add = ArgValueCompleter::new(completions::orders))]
     pub sort: String,
     /// The other way round
     #[arg(long)]

@@ -21,7 +21,7 @@ use crate::{
     backend::DRIVERS,
     error::{Context, Error, Kind, Result},
     kernel::facts::{self, Facts},
-    model::{Direction, cgroups, text::escape},
+    model::{Direction, Grouping, SortBy, cgroups, text::escape},
     output,
 };
 
@@ -42,7 +42,7 @@ pub enum Shell {
 /// Answers a shell, if it is one that asks; then there is nothing else to do.
 pub fn answer(words: &[OsString]) -> Result<bool> {
     let asked =
-        CompleteEnv::with_factory(Args::command).var(ASKED).shells(Shells(&[&Bash, &env::Zsh, &env::Fish]));
+        CompleteEnv::with_factory(Args::command).var(ASKED).shells(Shells(&[&Bash, &Zsh, &env::Fish]));
     let folder = std::env::current_dir().ok();
     asked
         .try_complete(words, folder.as_deref())
@@ -53,7 +53,7 @@ pub fn answer(words: &[OsString]) -> Result<bool> {
 pub fn script(shell: Shell) -> Result<()> {
     let shell: &dyn EnvCompleter = match shell {
         Shell::Bash => &Bash,
-        Shell::Zsh => &env::Zsh,
+        Shell::Zsh => &Zsh,
         Shell::Fish => &env::Fish,
     };
     let mut text = Vec::new();
@@ -61,8 +61,8 @@ pub fn script(shell: Shell) -> Result<()> {
     output::result(&String::from_utf8_lossy(&text))
 }
 
-/// Bash takes the colon of `pid:1234` for the end of a word. This script parts words at blanks only, and leaves from
-/// the answers what bash has already.
+/// Bash takes the colon of `pid:1234` for the end of a word, as it does an equals sign and an `@`. This script parts
+/// words at blanks only, and leaves from the answers what bash has already.
 struct Bash;
 
 const BASH: &str = r#"_NAME() {
@@ -73,10 +73,14 @@ const BASH: &str = r#"_NAME() {
     COMPREPLY=($(
         _CLAP_IFS=$'\n' _CLAP_COMPLETE_INDEX=$((${#words[@]} - 1)) VAR=bash COMPLETER -- "${words[@]}" 2>/dev/null
     ))
-    if [[ $current == *:* && $COMP_WORDBREAKS == *:* ]]; then
-        COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*:}"}"}")
+    local breaks mark
+    for mark in : = @; do
+        [[ $COMP_WORDBREAKS == *$mark* ]] && breaks+=$mark
+    done
+    if [[ -n $breaks && $current == *[$breaks]* ]]; then
+        COMPREPLY=("${COMPREPLY[@]#"${current%"${current##*[$breaks]}"}"}")
     fi
-    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[:=] ]]; then
+    if [[ ${#COMPREPLY[@]} -eq 1 && ${COMPREPLY[0]} == *[:=/] ]]; then
         compopt -o nospace
     fi
 }
@@ -115,10 +119,63 @@ impl EnvCompleter for Bash {
     }
 }
 
+/// Zsh puts a blank behind what it has completed; behind the colon of `name:` there is more to come.
+struct Zsh;
+
+const ZSH_VALUES: &str = "[[ -n $other ]] && _describe -V 'values' other";
+const ZSH_KINDS: &str = r"local -a kinds=(${(M)other:#*\\:(|:*)})
+        [[ -n $kinds ]] && _describe -V 'kinds' kinds -S ''
+        other=(${other:#*\\:(|:*)})
+        ";
+
+impl EnvCompleter for Zsh {
+    fn name(&self) -> &'static str {
+        env::Zsh.name()
+    }
+
+    fn is(&self, name: &str) -> bool {
+        env::Zsh.is(name)
+    }
+
+    fn write_registration(
+        &self,
+        var: &str,
+        name: &str,
+        bin: &str,
+        completer: &str,
+        buf: &mut dyn Write,
+    ) -> io::Result<()> {
+        let mut text = Vec::new();
+        env::Zsh.write_registration(var, name, bin, completer, &mut text)?;
+        let script = String::from_utf8_lossy(&text).replace(ZSH_VALUES, &format!("{ZSH_KINDS}{ZSH_VALUES}"));
+        buf.write_all(script.as_bytes())
+    }
+
+    fn write_complete(
+        &self,
+        command: &mut clap::Command,
+        words: Vec<OsString>,
+        folder: Option<&Path>,
+        buf: &mut dyn Write,
+    ) -> io::Result<()> {
+        env::Zsh.write_complete(command, words, folder, buf)
+    }
+}
+
 /// Names of the backends that can limit a direction.
 pub fn backends(direction: Direction, current: &OsStr) -> Vec<CompletionCandidate> {
     let able = DRIVERS.iter().filter(|driver| driver.directions.contains(&direction));
     matching(current, able.map(|driver| (driver.name.to_owned(), String::new())))
+}
+
+/// What a row of the monitor may stand for.
+pub fn groupings(current: &OsStr) -> Vec<CompletionCandidate> {
+    matching(current, Grouping::ALL.map(|grouping| (grouping.to_string(), String::new())))
+}
+
+/// Orders of the monitor's rows.
+pub fn orders(current: &OsStr) -> Vec<CompletionCandidate> {
+    matching(current, SortBy::ALL.map(|order| (order.to_string(), String::new())))
 }
 
 /// Scopes.
@@ -217,6 +274,20 @@ mod tests {
         let offered = matching("".as_ref(), names);
         assert_eq!(values(&offered), ["good-1.2"]);
         assert_eq!(offered[0].get_help().unwrap().to_string(), "a\\nb");
+    }
+
+    #[test]
+    fn help_names_what_is_offered() {
+        let command = Args::command();
+        let monitor = command.find_subcommand("monitor").unwrap();
+        for (option, offered) in [("group", groupings("".as_ref())), ("sort", orders("".as_ref()))] {
+            let argument = monitor.get_arguments().find(|argument| argument.get_id() == option).unwrap();
+            let help = argument.get_help().unwrap().to_string();
+            let named: Vec<_> = help.split_once(": ").unwrap().1.split([',', ' ', '(', ')']).collect();
+            for name in values(&offered) {
+                assert!(named.contains(&name), "{name} is not in '{help}'");
+            }
+        }
     }
 
     #[test]

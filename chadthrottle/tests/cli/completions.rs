@@ -36,6 +36,12 @@ fn bash_completes_commands_options_and_what_runs() {
     assert!(bash(&format!("chadthrottle limit pid:{ours}")).contains(&ours));
     assert!(bash("chadthrottle limit pid:1 --upload-backend ").contains(&"ebpf".to_owned()));
     assert_eq!(bash("chadthrottle limit pid:1 --scope l"), ["local"]);
+    assert_eq!(bash("chadthrottle monitor --group t"), ["tree"]);
+    assert_eq!(bash("chadthrottle monitor --sort down-"), ["down-limit"]);
+    // So it has what is before an equals sign.
+    assert_eq!(bash("chadthrottle limit pid:1 --scope=l"), ["local"]);
+    assert_eq!(bash("chadthrottle limit pid:1 --upload-backend=eb"), ["ebpf"]);
+    assert!(bash("chadthrottle limit cgroup:/no=t@x:").iter().all(String::is_empty));
 }
 
 #[test]
@@ -43,6 +49,8 @@ fn every_shell_takes_its_script() {
     for shell in ["bash", "zsh", "fish"] {
         let script = script(shell);
         assert!(script.contains("CHADTHROTTLE_COMPLETE"), "{script}");
+        // No blank behind the colon of `name:`.
+        assert_eq!(script.contains("-V 'kinds' kinds -S ''"), shell == "zsh", "{script}");
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("script");
         std::fs::write(&file, script).unwrap();

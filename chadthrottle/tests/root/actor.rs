@@ -211,6 +211,11 @@ impl Sink {
         self.address.to_string()
     }
 
+    /// The port of that.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
     /// Bytes that have arrived.
     pub fn total(&self) -> u64 {
         self.received.load(Ordering::Relaxed)
