@@ -127,16 +127,18 @@ impl Room {
         // A new IFB is not among those that were listed before.
         let ifb = self.arrival.as_ref().map(|arrival| arrival.ifb);
         let is_gone = |index: &u32| Some(*index) != ifb && !all.iter().any(|device| device.index == *index);
-        for (_, planted) in self.trees.extract_if(.., |index, _| is_gone(index)) {
+        let gone: Vec<u32> = self.trees.keys().copied().filter(is_gone).collect();
+        for planted in gone.iter().filter_map(|index| self.trees.remove(index)) {
             forget(&planted.object);
         }
         if let Some(arrival) = &mut self.arrival {
             // A chain belongs to a device, or to a name, as the kernel's version has it: a device that has another name
             // gets new ones, and must not have both.
-            let is_other = |index: &u32, seen: &mut Seen| {
-                !all.iter().any(|device| device.index == *index && device.name == seen.name)
+            let is_other = |(index, seen): &(&u32, &Seen)| {
+                !all.iter().any(|device| device.index == **index && device.name == seen.name)
             };
-            for (_, seen) in arrival.seen.extract_if(.., is_other) {
+            let others: Vec<u32> = arrival.seen.iter().filter(is_other).map(|(index, _)| *index).collect();
+            for seen in others.iter().filter_map(|index| arrival.seen.remove(index)) {
                 unsee(&mut arrival.forwarder, seen.chain);
                 unsee(&mut self.nft, seen.chain);
             }

@@ -255,7 +255,7 @@ impl Place for Room {
         };
         let mine = all.iter().filter(|socket| inodes.contains(&socket.inode));
         self.loopback |= mine.filter_map(addresses::address).any(is_local);
-let equipped = self.equip().map_err(about_us);
+        let equipped = self.equip().map_err(about_us);
         // The host's own addresses may have changed, too.
         let addresses = self.held_addresses()?;
         if addresses != self.state.addresses {
