@@ -127,19 +127,25 @@ impl Room {
         // A new IFB is not among those that were listed before.
         let ifb = self.arrival.as_ref().map(|arrival| arrival.ifb);
         let is_gone = |index: &u32| Some(*index) != ifb && !all.iter().any(|device| device.index == *index);
-        for (_, planted) in self.trees.extract_if(.., |index, _| is_gone(index)) {
-            forget(&planted.object);
-        }
+        self.trees.retain(|index, planted| {
+            let gone = is_gone(index);
+            if gone {
+                forget(&planted.object);
+            }
+            !gone
+        });
         if let Some(arrival) = &mut self.arrival {
             // A chain belongs to a device, or to a name, as the kernel's version has it: a device that has another name
             // gets new ones, and must not have both.
-            let is_other = |index: &u32, seen: &mut Seen| {
-                !all.iter().any(|device| device.index == *index && device.name == seen.name)
-            };
-            for (_, seen) in arrival.seen.extract_if(.., is_other) {
-                unsee(&mut arrival.forwarder, seen.chain);
-                unsee(&mut self.nft, seen.chain);
-            }
+            let (forwarder, nft) = (&mut arrival.forwarder, &mut self.nft);
+            arrival.seen.retain(|index, seen| {
+                let same = all.iter().any(|device| device.index == *index && device.name == seen.name);
+                if !same {
+                    unsee(forwarder, seen.chain);
+                    unsee(nft, seen.chain);
+                }
+                same
+            });
         }
         let loopback = self.loopback;
         for device in all.iter().filter(|device| concerns(device, loopback)) {
