@@ -54,7 +54,7 @@ pub fn explain(_: &Global, args: &Explain) -> Result<u8> {
         let mut message = format!("no process matches {} now", all.join(" "));
         if hidden > 0 {
             message.push_str(
-                "; the executables of others' processes are hidden from us, as root more may match",
+                "; the executables of some processes are hidden from us: with CAP_SYS_PTRACE more may match",
             );
         }
         return Err(Error::new(Kind::NotFound, message));

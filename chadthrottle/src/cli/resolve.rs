@@ -51,6 +51,10 @@ pub fn targets(texts: &[String]) -> Result<Vec<Target>> {
 fn canonical(target: Target) -> Result<Target> {
     Ok(match target {
         Target::User(name) => Target::User(match name.parse::<u32>() {
+            // (uid_t)-1 stands for "no user" in the kernel's calls.
+            Ok(u32::MAX) => {
+                return Err(Error::new(Kind::NotFound, format!("no process can have the user id {name}")));
+            }
             Ok(id) => id.to_string(),
             Err(_) => {
                 let failed = || format!("look for user {}", quote(&name));

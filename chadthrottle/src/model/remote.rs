@@ -100,6 +100,12 @@ impl FromStr for Remote {
                 .filter(|length| *length <= longest && text.bytes().all(|byte| byte.is_ascii_digit()))
                 .ok_or_else(|| format!("{} is no length of a prefix: 0 to {longest}", quote(text)))?,
         };
+        if matches!(ip, IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some()) && length < 96 {
+            return Err(format!(
+                "{} is an IPv4 address in the form of IPv6: its prefix has 96 to 128",
+                quote(text)
+            ));
+        }
         Ok(Self::new(ip, length))
     }
 }
@@ -324,6 +330,7 @@ mod tests {
             ("[1.2.3.4]", "no IP address"),
             ("fe80::1%eth0", "no IP address"),
             ("1.2.3.4:80", "no IP address"),
+            ("[::ffff:1.2.3.4]/64", "96 to 128"),
             ("\x1b[2J", "\\u{1b}[2J"),
         ] {
             let refusal = text.parse::<Remote>().unwrap_err();

@@ -67,7 +67,7 @@ pub fn summary(explanation: &Explanation) -> String {
     );
     if explanation.hidden > 0 {
         text.push_str(&format!(
-            "; the executable of {} is hidden from us: as root more may match",
+            "; the executable of {} is hidden from us: with CAP_SYS_PTRACE more may match",
             number::count(explanation.hidden, "process", "processes")
         ));
     }

@@ -128,6 +128,7 @@ fn what_can_not_be() {
     for (args, code, why) in [
         (&["explain"][..], 2, "TARGET"),
         (&["explain", "pid:2147483647"], 4, "no process matches pid:2147483647 now"),
+        (&["explain", "user:4294967295"], 4, "no process can have the user id 4294967295"),
         (&["explain", "user:no-such-user-here"], 4, "there is no user 'no-such-user-here'"),
         (&["explain", "container:00000000ffffffff"], 4, "no running container fits"),
         (&["explain", "pid:1", "--scope", "lan"], 2, "scopes are all, internet, local"),

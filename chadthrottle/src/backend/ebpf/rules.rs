@@ -7,7 +7,9 @@ use std::{
 
 use chadthrottle_common::{
     abi::MAX_NESTED,
-    rules::{CGROUP, CGROUP_NAME, COMM, EVERYBODY, FILE_NAME, Limits, NameKey, NumberKey, Rules, USER},
+    rules::{
+        CGROUP, CGROUP_NAME, COMM, EVERYBODY, FILE_NAME, Limits, MAX_RULES, NameKey, NumberKey, Rules, USER,
+    },
 };
 
 use crate::{
@@ -69,13 +71,24 @@ impl Book {
     /// meant, or 0.
     ///
     /// # Errors
-    /// [`Kind::Failed`] when a rule already leads to [`MAX_NESTED`] limits; then nothing has changed.
+    /// [`Kind::Failed`] when a rule already leads to [`MAX_NESTED`] limits, or when there would be more than
+    /// [`MAX_RULES`] of names or of numbers; then nothing has changed.
     pub fn set(&mut self, loaded: &mut Loaded, key: u64, rules: &BTreeSet<Rule>, root: u64) -> Result<()> {
         let others = |limits: &[u64]| limits.iter().filter(|id| **id != key).count();
         let full = |rule: &&Rule| self.limits.get(rule).is_some_and(|limits| others(limits) >= MAX_NESTED);
         if rules.iter().any(|rule| full(&rule)) {
             return Err(Error::failed(format!(
                 "{MAX_NESTED} limits mean the very same processes already, clear one of them first"
+            )));
+        }
+        let is_name = |rule: &&Rule| matches!(rule, Rule::Name(..));
+        let new = || rules.iter().filter(|rule| !self.limits.contains_key(rule));
+        let names = self.limits.keys().chain(new()).filter(is_name).count();
+        let numbers = self.limits.len() + new().count() - names;
+        if names.max(numbers) > MAX_RULES as usize {
+            return Err(Error::failed(format!(
+                "the limits on this host may name {MAX_RULES} different names, and as many files, users and cgroups, in \
+                 all, and this would be more: name fewer targets, or end other limits first"
             )));
         }
         let mut changed: BTreeSet<Rule> = rules.clone();
