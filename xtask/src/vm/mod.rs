@@ -29,7 +29,7 @@ const PACKAGES: [&str; 6] =
     ["qemu-system-x86", "busybox-static", "kmod", "xz-utils", "zstd", "debian-archive-keyring"];
 
 /// The kernels that every change has to pass on.
-pub const USUAL: [&str; 2] = ["6.1", "6.12"];
+pub const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 /// The tests that every change has to pass there: of each thing that depends on the kernel one, chosen for how much
 /// it shows in its time. The others run with `--all`.
@@ -107,6 +107,7 @@ pub fn run(options: &Options) -> Result<()> {
         let machine = boot::Machine {
             name: version,
             vmlinuz: &kernel.vmlinuz,
+            options: kernel.options(),
             initramfs: &image,
             log: &log,
             kernel_messages: options.kernel_messages,

@@ -3,6 +3,7 @@
 use std::{
     fs::File,
     io::{self, Read},
+    net::{Ipv4Addr, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
 };
@@ -12,7 +13,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, RingBuf},
     programs::{CgroupSkb, Program, ProgramError},
 };
-use chadthrottle_common::abi::{BucketChange, Event, ProcessEntry, SocketRecord, State};
+use chadthrottle_common::abi::{BucketChange, Event, ProcessEntry, SocketRecord, State, TAG_TOLD, Tag};
 
 use super::{btf::Btf, caps};
 use crate::error::{Context, Error, Kind, Result};
@@ -186,6 +187,7 @@ pub fn check_ebpf_support() -> Result<()> {
 impl Loaded {
     /// Loads the programs of limits, if they are not loaded yet.
     pub fn load_programs(&mut self) -> Result<()> {
+        self.try_tag()?;
         let types = AyaBtf::from_sys_fs()
             .map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
         for name in NEEDED {
@@ -366,6 +368,15 @@ impl Loaded {
             epoch: state.epoch.wrapping_add(moves),
         };
         walk.run(tgid)
+    }
+
+    /// Tags a socket of our own. Some kernels can load and attach everything, and then have no memory for tags.
+    fn try_tag(&self) -> Result<()> {
+        let what = "tag a socket (without cmpxchg16b, or the like on other processors, newer kernels can't)";
+        let failed = |cause| Error::caused(Kind::NoBackend, what, &cause);
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("open a socket")?;
+        let tag = Tag { flags: TAG_TOLD, ..Tag::default() };
+        sys::set_socket_value(self.storage("TAGS")?, socket.as_fd(), &tag).map_err(failed)
     }
 
     fn storage(&self, name: &str) -> Result<BorrowedFd<'_>> {
