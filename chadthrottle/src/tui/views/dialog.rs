@@ -24,6 +24,10 @@ const LABELS: u16 = 12;
 /// How wide the text fields are.
 const FIELD: u16 = 14;
 
+/// What there is in place of a limit on exactly one connection.
+const NARROW: &str = "The nearest to one connection: all that the process, and what it starts from now on, has with this \
+                      address and port, also in later connections. They share the rate.";
+
 fn area(size: Size) -> Rect {
     middle(size, size.width.saturating_sub(2).min(76), HEIGHT + 2)
 }
@@ -107,6 +111,7 @@ fn note(view: &View, dialog: &LimitDialog) -> Line<'static> {
         (State::Typing, Err(why)) => Line::styled(escape(&why), theme.alarm),
         (State::Typing, Ok(_)) => Line::styled(
             match dialog.field {
+                Field::Download | Field::Target if dialog.is_narrow() => NARROW,
                 Field::Download | Field::Upload => {
                     "Bytes a second: 500K, 1.5MB, 512KiB. Bits: 800kbit, 10mbit. Nothing: no limit in that direction."
                 }
