@@ -33,10 +33,7 @@ pub fn choices(snapshot: &Snapshot, key: &RowKey, members: &[usize]) -> Vec<Choi
         RowKey::Process(key) => {
             let process = snapshot.process(*key).filter(|process| is_limitable(process));
             let Some(process) = process else { return choices };
-            offer(
-                "this process, and what it starts from now on".into(),
-                Some(vec![Target::Pid(process.pid)]),
-            );
+            offer("this process and what it starts later".into(), Some(vec![Target::Pid(process.pid)]));
             offer("it and all its children".into(), Some(vec![Target::Tree(process.pid)]));
             let name = &process.name;
             offer(format!("everything named {}", escape(name)), target("name", name));

@@ -369,7 +369,7 @@ impl App {
     }
 
     /// Goes to a line of the connections.
-    fn to_connection(&mut self, line: usize) {
+    fn go_to_connection(&mut self, line: usize) {
         let Some(subject) = &self.subject else { return };
         let connections = subject.connections(&self.shown);
         self.connections.to(line, connections.len(), super::detail::connections_seen(self.size));
@@ -538,7 +538,7 @@ impl App {
             Screen::Interfaces => self.interfaces.step(lines, self.shown.interfaces.len(), height),
             Screen::Detail => {
                 // At the ends it stops by itself.
-                self.to_connection(self.connections.selected.saturating_add_signed(lines));
+                self.go_to_connection(self.connections.selected.saturating_add_signed(lines));
             }
             Screen::Backends | Screen::Help => {
                 let length = super::views::text_length(self);

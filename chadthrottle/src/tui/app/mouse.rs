@@ -73,7 +73,7 @@ impl App {
             (Screen::Detail, _) => {
                 let area = detail::areas(self.size).connections;
                 if let Some(line) = at.y.checked_sub(area.y + 1) {
-                    self.to_connection(self.connections.offset + usize::from(line));
+                    self.go_to_connection(self.connections.offset + usize::from(line));
                 }
             }
             (Screen::Interfaces, 1..) => {

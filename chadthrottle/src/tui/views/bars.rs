@@ -173,7 +173,7 @@ fn degraded(view: &View) -> Option<String> {
         Some(format!("{}: {}", limits::subject(limit), escape.message))
     });
     if escaping.is_none() && shown.source == Source::SockDiag {
-        return Some("only TCP is counted; key 5 says why, and what helps".to_owned());
+        return Some("only TCP is counted; why: key 5".to_owned());
     }
     let notices = shown.notices.iter().map(|notice| format!("{}: {}", notice.what, notice.why));
     let mut all = escaping.into_iter().chain(notices);

@@ -114,11 +114,18 @@ fn facts(view: &View, frame: &mut Frame, area: Rect, first: &Process, members: &
         ("User", user),
         (
             "Started",
-            format!(
-                "{} ({} ago)",
-                humantime::format_rfc3339_seconds(started).to_string().replace('T', " ").replace('Z', " UTC"),
-                number::time(running.as_secs_f64())
-            ),
+            if first.pid == 0 {
+                unknown()
+            } else {
+                format!(
+                    "{} ({} ago)",
+                    humantime::format_rfc3339_seconds(started)
+                        .to_string()
+                        .replace('T', " ")
+                        .replace('Z', " UTC"),
+                    number::time(running.as_secs_f64())
+                )
+            },
         ),
         ("Cgroup", or_unknown(&first.cgroup)),
     ];

@@ -4,10 +4,10 @@ use ratatui::{
     Frame,
     layout::{Margin, Position, Rect, Size},
     text::{Line, Span},
-    widgets::{Block, BorderType, Clear, Paragraph, Wrap},
+    widgets::{Block, BorderType, Paragraph, Wrap},
 };
 
-use super::{View, hints_line, leaving::middle};
+use super::{View, clear, hints_line, leaving::middle};
 use crate::{
     output::escape,
     tui::{
@@ -48,7 +48,7 @@ pub fn field_area(size: Size, field: Field) -> Rect {
 pub fn draw(view: &View, frame: &mut Frame, dialog: &LimitDialog) {
     let theme = view.theme;
     let whole = area(view.size);
-    frame.render_widget(Clear, whole);
+    clear(frame, whole);
     let verb = if dialog.changes.is_some() { "Change the limit on" } else { "Limit" };
     let title = format::cut(&format!(" {verb} {}", dialog.title), usize::from(whole.width.saturating_sub(4)));
     let block = Block::bordered()

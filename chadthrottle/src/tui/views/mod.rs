@@ -2,9 +2,9 @@
 
 use ratatui::{
     Frame,
-    layout::{Rect, Size},
+    layout::{Position, Rect, Size},
     text::{Line, Span},
-    widgets::{Paragraph, Wrap},
+    widgets::{Clear, Paragraph, Wrap},
 };
 
 use super::{
@@ -102,6 +102,19 @@ fn scrolled(view: &View, frame: &mut Frame, area: Rect) {
     let seen: Vec<_> =
         text(view).into_iter().skip(view.app.text.offset).take(usize::from(area.height)).collect();
     frame.render_widget(Paragraph::new(seen), area);
+}
+
+/// Makes room for what lies above the screen; a wide letter that reaches into it goes as a whole.
+fn clear(frame: &mut Frame, area: Rect) {
+    frame.render_widget(Clear, area);
+    let Some(left) = area.x.checked_sub(1) else { return };
+    for row in area.rows() {
+        if let Some(cell) = frame.buffer_mut().cell_mut(Position::new(left, row.y))
+            && Span::raw(cell.symbol()).width() > 1
+        {
+            cell.set_symbol(" ");
+        }
+    }
 }
 
 /// How many lines the text of the screen has, for scrolling.
