@@ -349,8 +349,10 @@ fn a_limit_that_does_not_hold(scene: &Scene) -> Result<()> {
     let mut limit = scene.start(&format!("limit {target} -u {RATE} -d {RATE}"))?;
     limit.await_message("limited")?;
     let mut session = screens(scene);
-    // The process has no connection yet, and so no row.
-    session.see("⚡ 1 limit");
+    // The process has no connection yet, and is shown all the same.
+    session.until("the row of a limited process", |text| {
+        row(text, pid).is_some_and(|row| row.starts_with('⚡'))
+    });
     actor::go_on(&mut giver)?;
     actor::await_line(&taker, "taken")?;
     let since = now();
