@@ -149,5 +149,14 @@ fn measure() -> Result<(f64, f64)> {
     let [screens, owner] = [0, 1].map(|index| (after[index] - before[index]).as_secs_f64() / time);
     session.press("q");
     session.end();
+    // The owner's own cgroup lies in ours, and goes a moment after it.
+    let patience = Instant::now();
+    let is_gone = || {
+        let entries = std::fs::read_dir(cgroup.path()).map(|entries| entries.flatten().collect::<Vec<_>>());
+        !entries.is_ok_and(|entries| entries.iter().any(|entry| entry.path().is_dir()))
+    };
+    while !is_gone() && patience.elapsed() < Duration::from_secs(20) {
+        thread::sleep(Duration::from_millis(100));
+    }
     Ok((screens, owner))
 }
