@@ -14,6 +14,8 @@ pub enum Event {
     Terminal(TerminalEvent),
     /// The next snapshot.
     Snapshot(Arc<Snapshot>),
+    /// No snapshot comes, and why; there may be more later.
+    FeedSilent(Error),
     /// There will be no more snapshots; why, if it should not be so.
     FeedOver(Option<Error>),
     /// An order was done, or failed.

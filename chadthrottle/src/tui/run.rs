@@ -41,6 +41,8 @@ pub type OpenFeed = Box<dyn FnOnce() -> Result<Box<dyn Feed>> + Send>;
 const AT_ONCE: usize = 256;
 /// How long the end waits for the owner's thread.
 const LEAVE: Duration = Duration::from_secs(2);
+/// After so long a feed that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What to run.
 pub struct Options {
@@ -164,11 +166,16 @@ fn watch(open: OpenFeed, to: &Sender<Event>) {
         let event = match feed.next() {
             Ok(Some(snapshot)) => Event::Snapshot(snapshot),
             Ok(None) => Event::FeedOver(None),
+            Err(error) if feed.may_go_on() => Event::FeedSilent(error),
             Err(error) => Event::FeedOver(Some(error)),
         };
-        let is_last = matches!(event, Event::FeedOver(_));
+        let (is_last, is_silent) =
+            (matches!(event, Event::FeedOver(_)), matches!(event, Event::FeedSilent(_)));
         if to.send(event).is_err() || is_last {
             return;
+        }
+        if is_silent {
+            thread::sleep(AGAIN);
         }
     }
 }

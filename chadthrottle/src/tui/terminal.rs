@@ -11,7 +11,9 @@ use ratatui::{
     backend::CrosstermBackend,
     crossterm::{
         cursor, event, execute,
-        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+        terminal::{
+            Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+        },
     },
 };
 
@@ -38,8 +40,15 @@ pub fn take() -> Result<(Screen, Guard)> {
     restore_on_panic();
     enable_raw_mode().context("switch the terminal to single keys")?;
     let mut stdout = io::stdout();
-    execute!(stdout, EnterAlternateScreen, event::EnableMouseCapture, event::EnableBracketedPaste)
-        .context("take the terminal over")?;
+    // Not every terminal has a second screen, and what was on the first would be seen between the letters.
+    execute!(
+        stdout,
+        EnterAlternateScreen,
+        Clear(ClearType::All),
+        event::EnableMouseCapture,
+        event::EnableBracketedPaste
+    )
+    .context("take the terminal over")?;
     let backend = CrosstermBackend::new(BufWriter::with_capacity(1 << 16, stdout));
     let screen = Terminal::new(backend).context("take the terminal over")?;
     Ok((screen, guard))
@@ -53,6 +62,8 @@ fn give_back() {
             stdout,
             event::DisableBracketedPaste,
             event::DisableMouseCapture,
+            Clear(ClearType::All),
+            cursor::MoveTo(0, 0),
             LeaveAlternateScreen,
             cursor::Show
         );

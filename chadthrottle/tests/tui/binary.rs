@@ -66,6 +66,21 @@ fn signals_leave_the_terminal_as_it_was() {
     }
 }
 
+/// The console of the kernel is one.
+#[test]
+fn a_terminal_with_one_screen_is_wiped() {
+    let (_folder, mut session) = start((80, 24), &[("TERM", "linux")]);
+    session.see("curl");
+    session.press("q");
+    let (status, raw) = session.end_with_all();
+    assert!(status.success());
+    let raw = String::from_utf8_lossy(&raw);
+    let (before, _) = raw.split_once("curl").expect("a row");
+    assert!(before.contains("\x1b[2J"), "{before:?}");
+    let (_, after) = raw.rsplit_once("curl").expect("a row");
+    assert!(after.contains("\x1b[2J\x1b[1;1H"), "{after:?}");
+}
+
 /// Tells the test that it is the program in the terminal.
 const PANICS: &str = "CHADT_TEST_PANICS";
 

@@ -33,6 +33,7 @@ pub fn tabs(view: &View, frame: &mut Frame, area: Rect) {
         end = area.right();
     }
     let state = match &view.app.feed {
+        Feed::Silent(_) => Span::styled(" OLD FIGURES ", theme.alarm),
         _ if view.app.is_frozen() => Span::styled(" FROZEN ", theme.warning),
         Feed::Over => Span::styled(" end of recording ", theme.warning),
         Feed::Failed(_) => Span::styled(" not watching ", theme.alarm),
@@ -151,6 +152,12 @@ pub fn footer(view: &View, frame: &mut Frame, area: Rect) {
         let names: Vec<_> = backends.into_iter().map(escape).collect();
         line.push_span(Span::styled(format!(" by {}", names.join(", ")), theme.dim));
     }
+    // Then nothing of the rest is known to be so.
+    if let Feed::Silent(why) = &view.app.feed {
+        let text = format!(" ! Old figures (key 5): {why}");
+        return frame
+            .render_widget(Span::styled(format::cut(&text, usize::from(area.width)), theme.alarm), area);
+    }
     let left = usize::from(area.width).saturating_sub(line.width() + 4);
     if let Some(degraded) = degraded(view) {
         line.push_span(Span::styled(format!("  ! {}", format::cut(&degraded, left)), theme.warning));
@@ -166,7 +173,7 @@ fn degraded(view: &View) -> Option<String> {
         Some(format!("{}: {}", limits::subject(limit), escape.message))
     });
     if escaping.is_none() && shown.source == Source::SockDiag {
-        return Some("only TCP is counted; key 5 says why, and what helps".to_owned());
+        return Some("only TCP is counted; why: key 5".to_owned());
     }
     let notices = shown.notices.iter().map(|notice| format!("{}: {}", notice.what, notice.why));
     let mut all = escaping.into_iter().chain(notices);
