@@ -199,7 +199,10 @@ impl Wire {
             );
         }
         for lack in &self.lacks {
-            say(lack, format!("this kernel lacks tracepoints ({ADOPTERS_WANT})"));
+            say(
+                lack,
+                format!("this kernel lacks functions or tracepoints that could be watched ({ADOPTERS_WANT})"),
+            );
         }
         if self.rest.is_none() {
             say(

@@ -102,7 +102,7 @@ impl Watch {
 }
 
 /// Pid and port of what an actor says it moved.
-fn moved(actor: &Process<Lines>) -> Vec<(u32, u16)> {
+pub fn moved(actor: &Process<Lines>) -> Vec<(u32, u16)> {
     let pair = |line: &String| {
         let mut words = line.strip_prefix("moved ")?.split(' ');
         Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
@@ -111,7 +111,7 @@ fn moved(actor: &Process<Lines>) -> Vec<(u32, u16)> {
 }
 
 /// What passed the ports of each process.
-fn truth(moved: &[(u32, u16)], ports: &Ports) -> BTreeMap<u32, Wire> {
+pub fn truth(moved: &[(u32, u16)], ports: &Ports) -> BTreeMap<u32, Wire> {
     let mut of = BTreeMap::<u32, Wire>::new();
     for (pid, port) in moved.iter().collect::<BTreeSet<_>>() {
         *of.entry(*pid).or_default() += ports.get(port).copied().unwrap_or_default();

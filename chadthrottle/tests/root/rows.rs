@@ -16,8 +16,11 @@ use serde_json::Value;
 
 use crate::{
     actor, exact,
-    monitor::{Watch, ensure_close},
-    support::{sniff::Wire, *},
+    monitor::{Watch, ensure_close, moved, truth},
+    support::{
+        sniff::{Sniffer, Wire},
+        *,
+    },
 };
 
 const PORT: u16 = 7300;
@@ -37,6 +40,8 @@ pub fn trials() -> Vec<Trial> {
         told("monitor::forwarded_is_the_kernels", forwarded),
         told("monitor::through_a_tunnel_is_shown_once", tunnelled),
         told("monitor::full_maps_lose_nothing", overflow),
+        told("monitor::by_functions_alone", by_functions),
+        told("monitor::without_functions_and_tracepoints", by_reads),
     ]
 }
 
@@ -231,4 +236,43 @@ fn overflow(scene: &Scene) -> Result<()> {
     ensure!(other.tx > MEGABYTE, "the row `other` has {other:?}");
     ensure!(messages.contains("are in the row `other`"), "no warning: {messages}");
     Ok(())
+}
+
+/// Workers of a server, as on a kernel without the newest tracepoints: nothing is lacking.
+fn by_functions(scene: &Scene) -> Result<()> {
+    let (shares, messages) = workers(scene, "1")?;
+    ensure!(shares.iter().all(|share| (0.999..1.001).contains(share)), "workers are shown with {shares:?}");
+    ensure!(!messages.contains("this kernel lacks"), "a warning without need: {messages}");
+    Ok(())
+}
+
+/// The same with what is left on a kernel that has neither: wrong, and said to be.
+fn by_reads(scene: &Scene) -> Result<()> {
+    let (_, messages) = workers(scene, "4")?;
+    let what = "a process that sends before it reads on a socket it inherited is counted for its parent";
+    ensure!(messages.contains(what) && messages.contains("this kernel lacks"), "no warning: {messages}");
+    let mut doctor = scene.command("doctor --json");
+    doctor.env("CHADT_FAULT_WATCHERS", "4");
+    let output = doctor.output().map_err(failed("run doctor"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(text.contains(what), "doctor does not say it: {text}");
+    Ok(())
+}
+
+/// What each of four workers is shown to have sent, of what it has; and what the monitor says beside. `first`: the
+/// first set of programs that is tried.
+fn workers(scene: &Scene, first: &str) -> Result<(Vec<f64>, String)> {
+    let address = scene.lab.client_at(Version::V4, PORT);
+    let actor = actor::start(scene, &["prefork", &address.to_string(), "4", "100", "1000000"])?;
+    actor::await_line(&actor, "ready")?;
+    let watch = Watch::start_as(scene, None, &[("CHADT_FAULT_WATCHERS", first)])?;
+    // The truth goes by the fetchers' ports, who receive it.
+    let sniffer = Sniffer::new(&scene.lab.server)?;
+    exact::fetch(&scene.lab.server, address, 100)?;
+    actor::await_line(&actor, "done")?;
+    let (rows, _, _, messages) = watch.finish_with_messages()?;
+    let truth = truth(&moved(&actor), &sniffer.finish()?);
+    ensure!(truth.len() == 4, "{} workers sent", truth.len());
+    let share = |(pid, wire): (&u32, &Wire)| rows.get(pid).map_or(0, |row| row.tx) as f64 / wire.rx as f64;
+    Ok((truth.iter().map(share).collect(), messages))
 }

@@ -49,7 +49,7 @@ const USUAL_TESTS: [&str; 8] = [
 
 /// Parts of names of tests that cannot pass on a kernel, for what it has not; `kernels::what_there_is` makes sure that
 /// it has not.
-const LACKS: [(&str, &[&str]); 1] = [("5.10", &["mptcp", "nftables"])];
+const LACKS: [(&str, &[&str]); 1] = [("5.10", &["mptcp", "nftables", "monitor::"])];
 
 /// What `vm` takes.
 #[derive(Args)]

@@ -11,7 +11,7 @@ use std::{
 use aya::{
     Btf as AyaBtf,
     maps::Map,
-    programs::{Program, tp_btf::BtfTracePointLink},
+    programs::{Program, fentry::FEntryLink, tp_btf::BtfTracePointLink},
 };
 use chadthrottle_common::abi::{CountKey, CountRecord, KERNEL, OTHER, ProcessCount, SpareCount};
 
@@ -49,29 +49,63 @@ const NEEDED: &[&str] = &[
     "forget_counted",
 ];
 
-/// Programs that see who uses a socket, best set first.
-const ADOPTERS: &[&[&str]] = &[
-    &["own_on_send", "own_on_receive", "own_while_sending"],
-    &["own_on_send", "own_on_receive"],
-    &["own_on_tcp_read"],
+/// Programs that see who uses a socket, and what it costs to have no better ones.
+struct Adopters {
+    programs: &'static [&'static str],
+    lack: Option<&'static str>,
+}
+
+/// Best set first. Functions can be watched where the kernel was built for it; `inet_sendpage` is gone since 6.5.
+const ADOPTERS: &[Adopters] = &[
+    Adopters { programs: &["own_on_send", "own_on_receive", "own_while_sending"], lack: None },
+    Adopters {
+        programs: &["own_at_send", "own_at_send6", "own_at_receive", "own_at_receive6", "own_at_sendfile"],
+        lack: None,
+    },
+    Adopters {
+        programs: &["own_at_send", "own_at_send6", "own_at_receive", "own_at_receive6", "own_on_send"],
+        lack: None,
+    },
+    Adopters {
+        programs: &["own_on_send", "own_on_receive"],
+        lack: Some(
+            "when a socket changes hands, the first call that sends on it is counted for who had it before",
+        ),
+    },
+    Adopters {
+        programs: &["own_on_tcp_read"],
+        lack: Some("a process that sends before it reads on a socket it inherited is counted for its parent"),
+    },
+    Adopters {
+        programs: &[],
+        lack: Some("bytes of a socket that several processes use go to the one that held it first"),
+    },
 ];
 
 /// Which kernels have what the best of the programs that find who uses a socket takes.
-pub const ADOPTERS_WANT: &str = "sock_send_length came with Linux 6.3, tcp_sendmsg_locked with 6.16";
+pub const ADOPTERS_WANT: &str = "watching functions takes CONFIG_FUNCTION_TRACER; sock_send_length came with Linux 6.3, tcp_sendmsg_locked with 6.16";
 
 /// What is there of it.
 pub(super) struct Counters {
     /// What the kernel's types lack.
     missing: Vec<String>,
-    /// The set of [`ADOPTERS`] that this kernel takes; `None`: not tried yet.
-    adopters: Option<&'static [&'static str]>,
+    /// The first of [`ADOPTERS`] that this kernel takes, as far as has been tried.
+    adopters: usize,
     at_cgroup: Vec<OwnedFd>,
     at_tracepoints: Vec<BtfTracePointLink>,
+    at_functions: Vec<FEntryLink>,
 }
 
 impl Counters {
     pub fn new(missing: Vec<String>) -> Self {
-        Self { missing, adopters: None, at_cgroup: Vec::new(), at_tracepoints: Vec::new() }
+        Self {
+            missing,
+            // A test begins with worse ones.
+            adopters: crate::kernel::fault::setting("WATCHERS").map_or(0, |first| first as usize),
+            at_cgroup: Vec::new(),
+            at_tracepoints: Vec::new(),
+            at_functions: Vec::new(),
+        }
     }
 }
 
@@ -103,10 +137,14 @@ impl Loaded {
         if let Some(missing) = self.counters.missing.first() {
             return Err(Error::new(Kind::NoBackend, missing.clone()));
         }
-        let lacks = self.load_counters()?;
-        let attached = self.attach_counters(cgroup).and_then(|()| self.taps());
+        let types = self.take_types()?;
+        for name in NEEDED {
+            self.load_one(name, &types)?;
+        }
+        let attached = self.attach_counters(cgroup, &types).and_then(|()| self.taps());
+        let lacks = ADOPTERS.get(self.counters.adopters).and_then(|set| set.lack);
         match attached {
-            Ok(taps) => Ok((taps, lacks)),
+            Ok(taps) => Ok((taps, lacks.into_iter().map(str::to_owned).collect())),
             Err(error) => {
                 self.stop_counting();
                 Err(error)
@@ -114,49 +152,47 @@ impl Loaded {
         }
     }
 
-    fn load_counters(&mut self) -> Result<Vec<String>> {
-        let types = AyaBtf::from_sys_fs()
-            .map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
-        for name in NEEDED {
-            self.load_one(name, &types)?;
+    /// Loads and attaches the best programs that see who uses a socket.
+    fn watch_users(&mut self, types: &AyaBtf) {
+        while let Some(set) = ADOPTERS.get(self.counters.adopters) {
+            let (tracepoints, functions) =
+                (self.counters.at_tracepoints.len(), self.counters.at_functions.len());
+            let tried = set
+                .programs
+                .iter()
+                .try_for_each(|name| self.load_one(name, types).and_then(|()| self.attach_counter(name)));
+            let Err(reason) = tried else { return };
+            tracing::info!("watch who uses sockets: {reason}");
+            self.counters.at_tracepoints.truncate(tracepoints);
+            self.counters.at_functions.truncate(functions);
+            self.counters.adopters += 1;
         }
-        let set = match self.counters.adopters {
-            Some(set) => set,
-            None => {
-                let takes = |set: &&&[&str]| set.iter().all(|name| self.load_one(name, &types).is_ok());
-                ADOPTERS.iter().find(takes).copied().unwrap_or_default()
-            }
-        };
-        self.counters.adopters = Some(set);
-        Ok(if set == ADOPTERS[0] {
-            Vec::new()
-        } else if set == ADOPTERS[1] {
-            vec!["when a socket changes hands, the first call that sends on it is counted for who had it before".into()]
-        } else if set.is_empty() {
-            vec!["bytes of a socket that several processes use go to the one that held it first".into()]
-        } else {
-            vec![
-                "a process that sends before it reads on a socket it inherited is counted for its parent"
-                    .into(),
-            ]
-        })
     }
 
-    fn attach_counters(&mut self, cgroup: &Path) -> Result<()> {
+    /// Attaches a program to its tracepoint or function.
+    fn attach_counter(&mut self, name: &str) -> Result<()> {
+        let failed = |cause: &dyn std::error::Error| {
+            Error::caused(Kind::Failed, format!("attach {name} to {}", tracepoint_of(name)), cause)
+        };
+        match self.ebpf.program_mut(name) {
+            Some(Program::BtfTracePoint(program)) => {
+                let link = program.attach().map_err(|cause| failed(&cause))?;
+                self.counters.at_tracepoints.push(program.take_link(link).map_err(|cause| failed(&cause))?);
+            }
+            Some(Program::FEntry(program)) => {
+                let link = program.attach().map_err(|cause| failed(&cause))?;
+                self.counters.at_functions.push(program.take_link(link).map_err(|cause| failed(&cause))?);
+            }
+            _ => return Err(Error::failed(format!("the eBPF object has no tracing program {name}"))),
+        }
+        Ok(())
+    }
+
+    fn attach_counters(&mut self, cgroup: &Path, types: &AyaBtf) -> Result<()> {
         let directory = File::open(cgroup).context(format!("open cgroup {}", cgroup.display()))?;
         // Whoever uses or ends a socket from now on is seen; only then packets are counted.
-        let adopters = self.counters.adopters.unwrap_or_default();
-        for name in ["fold_tcp"].iter().chain(adopters) {
-            let failed = |cause: &dyn std::error::Error| {
-                Error::caused(Kind::Failed, format!("attach {name} to {}", tracepoint_of(name)), cause)
-            };
-            let Some(Program::BtfTracePoint(program)) = self.ebpf.program_mut(name) else {
-                return Err(Error::failed(format!("the eBPF object has no tracepoint program {name}")));
-            };
-            let link = program.attach().map_err(|cause| failed(&cause))?;
-            let link = program.take_link(link).map_err(|cause| failed(&cause))?;
-            self.counters.at_tracepoints.push(link);
-        }
+        self.attach_counter("fold_tcp")?;
+        self.watch_users(types);
         for (name, hook) in [
             ("fold_released", CgroupHook::SocketRelease),
             ("own_new_socket", CgroupHook::SocketCreate),
@@ -213,6 +249,7 @@ impl Loaded {
     pub fn stop_counting(&mut self) {
         self.counters.at_cgroup.clear();
         self.counters.at_tracepoints.clear();
+        self.counters.at_functions.clear();
         let forgotten = self.program_fd("forget_counted").and_then(|program| {
             let owners = self.map_fd("OWNERS")?;
             run_over(program, owners.as_fd()).context("take the counts off all sockets")
