@@ -16,7 +16,10 @@ use aya::{
 use chadthrottle_common::abi::{CountKey, CountRecord, KERNEL, OTHER, ProcessCount, SpareCount};
 
 use super::{Btf, CgroupHook, Loaded, Plain, attach, read_plain, sys, tracepoint_of};
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    model::Notice,
+};
 
 pub(super) const EGRESS: &str = "count_egress";
 pub(super) const INGRESS: &str = "count_ingress";
@@ -55,6 +58,9 @@ struct Adopters {
     lack: Option<&'static str>,
 }
 
+/// How the names of programs at functions begin.
+const AT_FUNCTION: &str = "own_at_";
+
 /// Best set first. Functions can be watched where the kernel was built for it; `inet_sendpage` is gone since 6.5.
 const ADOPTERS: &[Adopters] = &[
     Adopters { programs: &["own_on_send", "own_on_receive", "own_while_sending"], lack: None },
@@ -82,8 +88,8 @@ const ADOPTERS: &[Adopters] = &[
     },
 ];
 
-/// Which kernels have what the best of the programs that find who uses a socket takes.
-pub const ADOPTERS_WANT: &str = "watching functions takes CONFIG_FUNCTION_TRACER; sock_send_length came with Linux 6.3, tcp_sendmsg_locked with 6.16";
+/// What the best of the programs that find who uses a socket take.
+const ADOPTERS_WANT: &str = "watching functions takes CONFIG_FUNCTION_TRACER; sock_send_length came with Linux 6.3, tcp_sendmsg_locked with 6.16";
 
 /// What is there of it.
 pub(super) struct Counters {
@@ -94,6 +100,8 @@ pub(super) struct Counters {
     at_cgroup: Vec<OwnedFd>,
     at_tracepoints: Vec<BtfTracePointLink>,
     at_functions: Vec<FEntryLink>,
+    /// Why a function can't be watched.
+    refused: Option<String>,
 }
 
 impl Counters {
@@ -105,6 +113,7 @@ impl Counters {
             at_cgroup: Vec::new(),
             at_tracepoints: Vec::new(),
             at_functions: Vec::new(),
+            refused: None,
         }
     }
 }
@@ -132,8 +141,9 @@ pub(super) fn iterates_over(program: &str) -> &'static str {
 impl Plain for CountRecord {}
 
 impl Loaded {
-    /// Loads the programs that count and attaches them. Returns what to read by, and what this kernel lacks.
-    pub fn start_counting(&mut self, cgroup: &Path) -> Result<(Taps, Vec<String>)> {
+    /// Loads the programs that count and attaches them. Returns what to read by, and what is not
+    /// counted right for want of something.
+    pub fn start_counting(&mut self, cgroup: &Path) -> Result<(Taps, Vec<Notice>)> {
         if let Some(missing) = self.counters.missing.first() {
             return Err(Error::new(Kind::NoBackend, missing.clone()));
         }
@@ -142,9 +152,10 @@ impl Loaded {
             self.load_one(name, &types)?;
         }
         let attached = self.attach_counters(cgroup, &types).and_then(|()| self.taps());
-        let lacks = ADOPTERS.get(self.counters.adopters).and_then(|set| set.lack);
+        let lack =
+            ADOPTERS.get(self.counters.adopters).and_then(|set| set.lack).map(|lack| self.notice(lack));
         match attached {
-            Ok(taps) => Ok((taps, lacks.into_iter().map(str::to_owned).collect())),
+            Ok(taps) => Ok((taps, lack.into_iter().collect())),
             Err(error) => {
                 self.stop_counting();
                 Err(error)
@@ -163,10 +174,21 @@ impl Loaded {
                 .try_for_each(|name| self.load_one(name, types).and_then(|()| self.attach_counter(name)));
             let Err(reason) = tried else { return };
             tracing::info!("watch who uses sockets: {reason}");
+            if set.programs.iter().any(|name| name.starts_with(AT_FUNCTION))
+                && self.counters.refused.is_none()
+            {
+                self.counters.refused = Some(reason.causes.last().unwrap_or(&reason.message).clone());
+            }
             self.counters.at_tracepoints.truncate(tracepoints);
             self.counters.at_functions.truncate(functions);
             self.counters.adopters += 1;
         }
+    }
+
+    fn notice(&self, lack: &str) -> Notice {
+        let refused = self.counters.refused.as_deref().map(|reason| format!(", and functions: {reason}"));
+        let why = format!("this kernel has no tracepoints for it{}", refused.unwrap_or_default());
+        Notice { what: lack.into(), why, mend: Some(format!("a newer kernel: {ADOPTERS_WANT}")) }
     }
 
     /// Attaches a program to its tracepoint or function.
