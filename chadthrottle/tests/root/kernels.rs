@@ -76,6 +76,7 @@ fn what_monitors_lack(scene: &Scene) -> Result<()> {
         // Said wherever a trial runs.
         .filter(|what| !what.starts_with("processes outside the cgroup root"))
         .collect();
+    eprintln!("Linux {version:?}: doctor says {report}; the monitor: {}", tick["notices"]);
     for what in &said {
         ensure!(output.messages().contains(what), "no warning of '{what}': {}", output.messages());
     }
