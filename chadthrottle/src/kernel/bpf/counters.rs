@@ -149,7 +149,12 @@ impl Loaded {
         }
         let types = self.take_types()?;
         for name in NEEDED {
-            self.load_one(name, &types)?;
+            self.load_one(name, &types).map_err(|error| match error.kind {
+                Kind::NoBackend => {
+                    Error::caused(error.kind, "counting every packet takes Linux 5.12", &error)
+                }
+                _ => error,
+            })?;
         }
         let attached = self.attach_counters(cgroup, &types).and_then(|()| self.taps());
         let lack =
