@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// For whoever looks at a screen: so long are the first rates measured.
-pub const FIRST_TICK: Duration = Duration::from_millis(100);
+pub const FIRST_TICK: Duration = Duration::from_millis(50);
 
 /// How late a snapshot may be for whoever gives up then: opening a backend for somebody's first limit takes seconds
 /// on a busy machine.

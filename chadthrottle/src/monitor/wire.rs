@@ -20,7 +20,7 @@ use crate::{
     },
     error::Result,
     kernel::{
-        bpf::counters::{ADOPTERS_WANT, Taps},
+        bpf::counters::Taps,
         memory,
         netlink::Route,
         process::{self, PROC},
@@ -41,7 +41,7 @@ const SEARCH_PERIOD: Duration = Duration::from_secs(5);
 /// The count.
 pub struct Wire {
     taps: Taps,
-    lacks: Vec<String>,
+    lacks: Vec<Notice>,
     route: Option<Route>,
     /// What interfaces moved beyond what was counted; `None`: not everything is counted.
     rest: Option<Rest>,
@@ -186,6 +186,7 @@ impl Wire {
     }
 
     fn notice(&self, reading: &mut Reading, overflows: u64) {
+        reading.notices.extend(self.lacks.iter().cloned());
         let mut say = |what: &str, why: String| {
             reading.notices.push(Notice { what: what.into(), why, mend: None });
         };
@@ -197,9 +198,6 @@ impl Wire {
                     self.taps.most()
                 ),
             );
-        }
-        for lack in &self.lacks {
-            say(lack, format!("this kernel lacks tracepoints ({ADOPTERS_WANT})"));
         }
         if self.rest.is_none() {
             say(
