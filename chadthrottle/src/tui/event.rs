@@ -22,6 +22,10 @@ pub enum Event {
     Answer(Answer),
     /// Something happened to limits.
     News(News),
+    /// SIGTSTP: give the terminal back, and wait for SIGCONT.
+    Suspend,
+    /// SIGCONT: somebody else may have had the terminal.
+    Continue,
     /// SIGTERM, SIGHUP, SIGINT.
     Stop,
 }

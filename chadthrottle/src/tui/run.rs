@@ -64,8 +64,9 @@ pub struct Options {
 
 /// Shows the screens until the user leaves, or a signal ends it. The process must have one thread.
 pub fn run(options: Options) -> Result<()> {
-    let hangup = (!signals::ignored(Signal::SIGHUP)).then_some(Signal::SIGHUP);
-    let watched = signals::Signals::watch([Signal::SIGINT, Signal::SIGTERM].into_iter().chain(hangup))?;
+    let optional = [Signal::SIGHUP, Signal::SIGTSTP].into_iter().filter(|signal| !signals::ignored(*signal));
+    let always = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCONT];
+    let watched = signals::Signals::watch(always.into_iter().chain(optional))?;
     let (mut screen, guard) = terminal::take()?;
     let (sender, events) = mpsc::channel();
     let (orders, order_receiver) = mpsc::channel();
@@ -123,7 +124,18 @@ fn show(
         // All senders are gone: nothing can happen any more.
         let Ok(first) = events.recv() else { return Ok(()) };
         for event in std::iter::once(first).chain(events.try_iter().take(AT_ONCE)) {
-            resized |= matches!(event, Event::Terminal(event::Event::Resize(..)));
+            match event {
+                Event::Terminal(event::Event::Resize(..)) => resized = true,
+                Event::Suspend => {
+                    terminal::suspend()?;
+                    resized = true;
+                }
+                Event::Continue => {
+                    terminal::take_again()?;
+                    resized = true;
+                }
+                _ => {}
+            }
             for effect in app.handle(event) {
                 match effect {
                     Effect::Leave => return Ok(()),
@@ -188,8 +200,15 @@ fn wait_for_signals(signals: &signals::Signals, to: &Sender<Event>) {
         }
         if let Ok(Some(signal)) = signals.next() {
             tracing::info!(signal = signal.ssi_signo, "a signal");
-            let _ = to.send(Event::Stop);
-            return;
+            let event = match Signal::try_from(signal.ssi_signo as i32) {
+                Ok(Signal::SIGTSTP) => Event::Suspend,
+                Ok(Signal::SIGCONT) => Event::Continue,
+                _ => Event::Stop,
+            };
+            let is_last = matches!(event, Event::Stop);
+            if to.send(event).is_err() || is_last {
+                return;
+            }
         }
     }
 }

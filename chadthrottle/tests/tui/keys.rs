@@ -18,7 +18,10 @@ use ratatui::crossterm::event::{
     Event as TerminalEvent, KeyCode, KeyModifiers, MouseButton, MouseEvent, MouseEventKind,
 };
 
-use crate::{scene::Scene, stage::Stage};
+use crate::{
+    scene::Scene,
+    stage::{SIZES, Stage},
+};
 
 const CURL: u32 = 4188;
 
@@ -370,6 +373,43 @@ fn old_figures_are_said_to_be_old() {
     let mut stage = Stage::empty(80, 24);
     stage.tell(Event::FeedSilent(Error::failed("the owner (process 7) is stopped")));
     assert!(stage.text().contains("Nothing can be watched"), "{}", stage.text());
+}
+
+#[test]
+fn what_is_not_now_is_marked_in_any_size() {
+    for (width, height) in SIZES {
+        let mut stage = Stage::new(width, height, &free());
+        for (key, screen) in [("", "processes"), ("2", "detail"), ("5", "backends")] {
+            stage.press(key);
+            assert!(!stage.text().contains("FROZEN"));
+            stage.press(" ");
+            assert!(stage.text().contains(" FROZEN"), "{screen} {width}x{height}:\n{}", stage.text());
+            stage.press(" ");
+        }
+        stage.tell(Event::FeedOver(None));
+        assert!(stage.text().contains(" end of recording"), "{width}x{height}:\n{}", stage.text());
+    }
+}
+
+#[test]
+fn what_a_filter_lacks_is_said_in_whole() {
+    let mut stage = Stage::new(60, 15, &free());
+    // What was typed before the colon hides everything.
+    stage.press("/zzz foo:x");
+    let text = stage.text();
+    assert!(text.contains("This is no filter yet: unknown key 'foo'"), "{text}");
+    assert!(!text.contains("Nothing matches"), "{text}");
+}
+
+#[test]
+fn a_time_that_no_calendar_has_is_unknown() {
+    let mut stage = Stage::new(80, 24, &free());
+    let mut snapshot = free().until(61).pop().expect("a snapshot");
+    snapshot.processes.iter_mut().for_each(|process| process.start_time = u64::MAX);
+    stage.tell(Event::Snapshot(Arc::new(snapshot)));
+    stage.press("g\n");
+    let text = stage.text();
+    assert!(text.lines().any(|line| line.contains("Started") && line.contains("unknown")), "{text}");
 }
 
 #[test]

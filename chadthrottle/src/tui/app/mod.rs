@@ -262,7 +262,7 @@ impl App {
                 self.rebuild();
             }
             Event::Terminal(TerminalEvent::Paste(text)) => self.paste(&text),
-            Event::Terminal(_) => {}
+            Event::Terminal(_) | Event::Suspend | Event::Continue => {}
             Event::Snapshot(snapshot) => self.take_in(snapshot),
             Event::FeedSilent(error) => {
                 let why = escape(&error.to_string());

@@ -114,17 +114,11 @@ fn facts(view: &View, frame: &mut Frame, area: Rect, first: &Process, members: &
         ("User", user),
         (
             "Started",
-            if first.pid == 0 {
-                unknown()
-            } else {
-                format!(
-                    "{} ({} ago)",
-                    humantime::format_rfc3339_seconds(started)
-                        .to_string()
-                        .replace('T', " ")
-                        .replace('Z', " UTC"),
-                    number::time(running.as_secs_f64())
-                )
+            match format::moment(started) {
+                Some(started) if first.pid != 0 => {
+                    format!("{started} ({} ago)", number::time(running.as_secs_f64()))
+                }
+                _ => unknown(),
             },
         ),
         ("Cgroup", or_unknown(&first.cgroup)),
