@@ -116,8 +116,11 @@ pub fn plain(name: &str, run: impl Fn(&Scene) -> Result<()> + Send + 'static) ->
     trial(name, move |scene| run(scene).map(|()| Finding::Holds))
 }
 
+/// How often a trial that fails is taken again.
+const SECOND_CHANCES: usize = 2;
+
 /// All trials measure rates or times, and what is measured on a busy machine may be the machine: one that fails is
-/// taken once more, in a new scene, and that is said. What either of the two leaves behind fails.
+/// taken again, in a new scene, and that is said. What any of the tries leaves behind fails.
 fn in_scene(
     name: &str,
     make: impl Fn() -> Result<Scene>,
@@ -125,8 +128,9 @@ fn in_scene(
 ) -> Result<Finding> {
     let before = Machine::look(&[])?;
     let mut finding = in_new_scene(&make, &run);
-    if let Err(error) = &finding {
-        eprintln!("{name} failed once, and is tried again: {error}");
+    for _ in 0..SECOND_CHANCES {
+        let Err(error) = &finding else { break };
+        eprintln!("{name} failed, and is tried again: {error}");
         before.ensure_restored()?;
         finding = in_new_scene(&make, &run);
     }
