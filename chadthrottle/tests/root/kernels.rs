@@ -22,9 +22,10 @@ const AVAILABLE: &[(&str, Range<Version>)] = &[
     ("ebpf", (5, 10)..NEVER),
     // Its `socket cgroupv2` came with 5.13.
     ("nftables", (5, 13)..NEVER),
-    // These two know packets by the same.
+    // These know packets by the same.
     ("tc_htb", (5, 13)..NEVER),
     ("ifb_tc", (5, 13)..NEVER),
+    ("tc_police", (5, 13)..NEVER),
 ];
 
 /// What the eBPF backend does without, on which kernels; a part of how it says so.

@@ -5,15 +5,16 @@ use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
 };
 
-use super::plan::{self, MAJOR};
+use super::{means::Means, plan};
 use crate::{
     backend::{
         Probe, Requirement, Site,
         basics::{self, judge, one},
+        gate::Gate,
         tables,
-        tree::{Rest, Tree},
+        tree::Tree,
     },
-    error::{Context, Error, Result},
+    error::{Context, Error, Kind, Result},
     kernel::{
         netlink::Route,
         netns::Namespace,
@@ -34,13 +35,45 @@ const LOOPBACK: u32 = 1;
 const LIMIT: LimitId = LimitId(1);
 const IFB: &str = "chadt-trial";
 
+/// What differs between queues and polices.
+pub(super) trait Trial: Means {
+    /// Whether the kernel has it, tried in a namespace of our own.
+    fn requirement(namespace: &Namespace, direction: Direction) -> Requirement;
+}
+
+impl Trial for Tree {
+    fn requirement(namespace: &Namespace, direction: Direction) -> Requirement {
+        let tried =
+            Tc::open_in(namespace).and_then(|mut tc| Self::make(&mut tc, LOOPBACK, direction).map(drop));
+        one("HTB", judge(tried, Some("modprobe sch_htb (CONFIG_NET_SCH_HTB)")))
+    }
+}
+
+impl Trial for Gate {
+    fn requirement(namespace: &Namespace, direction: Direction) -> Requirement {
+        let tried = Tc::open_in(namespace).and_then(|mut tc| {
+            let gate = Self::make(&mut tc, LOOPBACK, direction)?;
+            gate.set_branch(&mut tc, plan::branch(LIMIT), RATE)
+        });
+        let tried = tried.map_err(|error| match error.kind {
+            Kind::NotFound => {
+                Error::caused(error.kind, "the kernel has no act_police, or not what leads to it", &error)
+            }
+            _ => error,
+        });
+        let mend = "modprobe -a act_police act_gact cls_basic em_meta sch_ingress (CONFIG_NET_ACT_POLICE, \
+            CONFIG_NET_ACT_GACT, CONFIG_NET_CLS_BASIC, CONFIG_NET_EMATCH_META, CONFIG_NET_SCH_INGRESS)";
+        one("act_police", judge(tried, Some(mend)))
+    }
+}
+
 /// The first thing that is missing, or ready.
-pub(super) fn probe(site: &Site, direction: Direction) -> Probe {
-    basics::first_missing(&list(site, direction))
+pub(super) fn probe<M: Trial>(site: &Site, direction: Direction) -> Probe {
+    basics::first_missing(&list::<M>(site, direction))
 }
 
 /// Everything, each looked at by itself; what takes a namespace of our own is not tried when there can be none.
-pub(super) fn list(site: &Site, direction: Direction) -> Vec<Requirement> {
+pub(super) fn list<M: Trial>(site: &Site, direction: Direction) -> Vec<Requirement> {
     let mut all = basics::list(site);
     let namespace = match Namespace::new() {
         Ok(namespace) => namespace,
@@ -49,9 +82,7 @@ pub(super) fn list(site: &Site, direction: Direction) -> Vec<Requirement> {
             return all;
         }
     };
-    let plant = |tc: &mut Tc| Tree::plant(tc, LOOPBACK, MAJOR, Rest::HasAClass).map(drop);
-    let tried = Tc::open_in(&namespace).and_then(|mut tc| plant(&mut tc));
-    all.push(one("HTB", judge(tried, Some("modprobe sch_htb (CONFIG_NET_SCH_HTB)"))));
+    all.push(M::requirement(&namespace, direction));
     if direction == Direction::Download {
         let tried = Tc::open_in(&namespace).and_then(|mut tc| tc.add_ifb(IFB));
         all.push(one("IFB", judge(tried.map(drop), Some("modprobe ifb numifbs=0 (CONFIG_IFB)"))));
@@ -69,7 +100,7 @@ pub(super) fn list(site: &Site, direction: Direction) -> Vec<Requirement> {
     }
     all.push(basics::lists_of_sockets(&namespace));
     if basics::first_missing(&all) == Probe::Ready {
-        all.push(one(&format!("{direction}s are held"), judge(try_out(direction), None)));
+        all.push(one(&format!("{direction}s are held"), judge(try_out::<M>(direction), None)));
     }
     all
 }
@@ -112,7 +143,7 @@ fn socket_steps() -> Vec<Step> {
 }
 
 /// Limits this very process's cgroup on the loopback device of a namespace of its own, and sends through it.
-fn try_out(direction: Direction) -> Result<()> {
+fn try_out<M: Trial>(direction: Direction) -> Result<()> {
     let namespace = Namespace::new()?;
     let mut route = Route::open_in(&namespace)?;
     route.set_up(LOOPBACK)?;
@@ -125,7 +156,7 @@ fn try_out(direction: Direction) -> Result<()> {
         Direction::Upload => LOOPBACK,
         Direction::Download => tc.add_ifb(IFB)?,
     };
-    let tree = Tree::plant(&mut tc, device, MAJOR, Rest::HasAClass)?;
+    let tree = M::make(&mut tc, device, direction)?;
     tree.set_branch(&mut tc, plan::branch(LIMIT), RATE, ROOM)?;
     let mut nft = Nft::open_in(&namespace, "trial")?;
     let own = basics::own_leaf()?;
