@@ -41,7 +41,7 @@ impl Gate {
         Ok(Self { device, direction })
     }
 
-    fn police(self, branch: Branch, rate: u64) -> Police {
+    fn police(self, branch: Branch, rate: u64, burst: u64) -> Police {
         // A police is known in the whole namespace, and a limit has one for each direction.
         let index = match self.direction {
             Direction::Upload => branch.bulk,
@@ -49,13 +49,18 @@ impl Gate {
         };
         // A police counts the Ethernet header, a limit does not.
         let framed = |bytes: u64| (u128::from(bytes) * u128::from(FRAME) / u128::from(PACKET)) as u64;
-        Police { index, rate: framed(rate), burst: framed(burst(rate)) }
+        Police { index, rate: framed(rate), burst: framed(burst) }
     }
 
     /// Gives a limit's classes, together, this rate (IP bytes/s), at all devices of the namespace.
     pub fn set_branch(self, tc: &mut Tc, branch: Branch, rate: u64) -> Result<()> {
+        self.set(tc, branch, rate, burst(rate))
+    }
+
+    /// The same; `burst` bytes may pass at once.
+    pub fn set(self, tc: &mut Tc, branch: Branch, rate: u64, burst: u64) -> Result<()> {
         let there = tc.policed(self.device)?;
-        let police = self.police(branch, rate);
+        let police = self.police(branch, rate, burst);
         let missing: Vec<u32> = Self::classes(branch).filter(|class| !has(&there, *class)).collect();
         if missing.is_empty() {
             return tc.change_police(police);

@@ -30,6 +30,8 @@ const PAYLOAD: usize = 1_400;
 const RATE: u64 = 1_000;
 /// What may wait then, bytes.
 const ROOM: u32 = 64 * 1024;
+/// What may pass at once where nothing waits, bytes.
+const BURST: u64 = 10 * PAYLOAD as u64;
 
 const LOOPBACK: u32 = 1;
 const LIMIT: LimitId = LimitId(1);
@@ -39,6 +41,9 @@ const IFB: &str = "chadt-trial";
 pub(super) trait Trial: Means {
     /// Whether the kernel has it, tried in a namespace of our own.
     fn requirement(namespace: &Namespace, direction: Direction) -> Requirement;
+
+    /// Holds the trial's limit so that most of what is sent can't pass.
+    fn hold(self, tc: &mut Tc) -> Result<()>;
 }
 
 impl Trial for Tree {
@@ -47,13 +52,17 @@ impl Trial for Tree {
             Tc::open_in(namespace).and_then(|mut tc| Self::make(&mut tc, LOOPBACK, direction).map(drop));
         one("HTB", judge(tried, Some("modprobe sch_htb (CONFIG_NET_SCH_HTB)")))
     }
+
+    fn hold(self, tc: &mut Tc) -> Result<()> {
+        self.set_branch(tc, plan::branch(LIMIT), RATE, ROOM)
+    }
 }
 
 impl Trial for Gate {
     fn requirement(namespace: &Namespace, direction: Direction) -> Requirement {
         let tried = Tc::open_in(namespace).and_then(|mut tc| {
             let gate = Self::make(&mut tc, LOOPBACK, direction)?;
-            gate.set_branch(&mut tc, plan::branch(LIMIT), RATE)
+            gate.hold(&mut tc)
         });
         let tried = tried.map_err(|error| match error.kind {
             Kind::NotFound => {
@@ -64,6 +73,10 @@ impl Trial for Gate {
         let mend = "modprobe -a act_police act_gact cls_basic em_meta sch_ingress (CONFIG_NET_ACT_POLICE, \
             CONFIG_NET_ACT_GACT, CONFIG_NET_CLS_BASIC, CONFIG_NET_EMATCH_META, CONFIG_NET_SCH_INGRESS)";
         one("act_police", judge(tried, Some(mend)))
+    }
+
+    fn hold(self, tc: &mut Tc) -> Result<()> {
+        self.set(tc, plan::branch(LIMIT), RATE, BURST)
     }
 }
 
@@ -157,7 +170,7 @@ fn try_out<M: Trial>(direction: Direction) -> Result<()> {
         Direction::Download => tc.add_ifb(IFB)?,
     };
     let tree = M::make(&mut tc, device, direction)?;
-    tree.set_branch(&mut tc, plan::branch(LIMIT), RATE, ROOM)?;
+    tree.hold(&mut tc)?;
     let mut nft = Nft::open_in(&namespace, "trial")?;
     let own = basics::own_leaf()?;
     let limited = plan::State {
