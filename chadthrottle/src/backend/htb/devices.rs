@@ -69,7 +69,7 @@ impl<M: Means> Room<M> {
         let planted = made.and_then(|ifb| {
             let mut forwarder = Nft::open_in(
                 &self.namespace,
-                &format!("{}-{}-forward", std::process::id(), M::name(self.direction)),
+                &format!("{}-{}-forward", std::process::id(), M::table(self.direction)),
             )?
             .of_devices();
             forwarder.change(&plan::begin_forwarding()).map_err(about_us)?;

@@ -26,6 +26,11 @@ pub(super) trait Means: Sized + Copy {
     /// The backend's name in that direction.
     fn name(direction: Direction) -> &'static str;
 
+    /// What it is called in the names of its tables, of which a direction has its own.
+    fn table(direction: Direction) -> &'static str {
+        Self::name(direction)
+    }
+
     /// What it will make at a device of the user's.
     ///
     /// # Errors
@@ -113,6 +118,13 @@ impl Means for Gate {
 
     fn name(_: Direction) -> &'static str {
         "tc_police"
+    }
+
+    fn table(direction: Direction) -> &'static str {
+        match direction {
+            Direction::Upload => "tc_police-upload",
+            Direction::Download => "tc_police-download",
+        }
     }
 
     fn objects(tc: &mut Tc, namespace: u64, device: &Device) -> Result<Vec<Object>> {

@@ -183,7 +183,7 @@ impl<M: Means> Place for Room<M> {
 
     fn open(namespace: Namespace, direction: Direction) -> Result<Self> {
         let inode = namespace.inode()?;
-        let suffix = format!("{}-{}", std::process::id(), Self::name(direction));
+        let suffix = format!("{}-{}", std::process::id(), M::table(direction));
         let mut nft = Nft::open_in(&namespace, &suffix)?;
         nft.change(&plan::begin(direction, LEASE_MS)).map_err(about_us)?;
         fault::point("crowd.table");
