@@ -95,6 +95,7 @@ impl Ready {
 fn settle_in() -> Result<()> {
     let _ = nix::sys::prctl::set_name(c"chadt-owner");
     lift_inherited_limits();
+    come_first();
     umask(Mode::from_bits_truncate(0o077));
     // SAFETY: ignoring a signal installs no code of ours.
     unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }.context("ignore SIGPIPE")?;
@@ -106,7 +107,7 @@ fn settle_in() -> Result<()> {
 }
 
 /// The client that happened to start us may live under limits that are not meant for the limits of all
-/// others: `ulimit`, `nice`. Raising them needs a right that may be missing; then as far as they go.
+/// others: `ulimit`. Raising them needs a right that may be missing; then as far as they go.
 fn lift_inherited_limits() {
     /// What the kernel lets a process have at most, unless its administrator raised it.
     const MOST_FILES: u64 = 1 << 20;
@@ -124,11 +125,21 @@ fn lift_inherited_limits() {
             let _ = setrlimit(resource, hard, hard);
         }
     }
-    // SAFETY: takes and returns integers.
-    unsafe {
-        if libc::getpriority(libc::PRIO_PROCESS, 0) > 0 {
-            libc::setpriority(libc::PRIO_PROCESS, 0, 0);
-        }
+}
+
+/// The owner does little, but in time: what it limits may be a hundred busy processes on one processor, and beside
+/// them, as one of equals, it would take a minute for what is a second's work. Its client's `nice` or `chrt` was
+/// meant for the client. Raising the priority needs CAP_SYS_NICE; without it the owner stays where it is.
+fn come_first() {
+    const NICENESS: i32 = -15;
+    let usual = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameter lives through the call; the other one takes integers.
+    let failed = unsafe {
+        libc::sched_setscheduler(0, libc::SCHED_OTHER, &raw const usual) < 0
+            || libc::setpriority(libc::PRIO_PROCESS, 0, NICENESS) < 0
+    };
+    if failed {
+        tracing::debug!("raise the owner's priority: {}", io::Error::last_os_error());
     }
 }
 
