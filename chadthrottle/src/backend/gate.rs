@@ -100,3 +100,32 @@ impl Gate {
 fn has(there: &[(u32, Policed)], class: u32) -> bool {
     there.iter().any(|(priority, _)| *priority == class)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn polices_of_a_limit() {
+        let branch = Branch::new(0xc4ad, 3);
+        let mut plan = String::new();
+        for rate in [100_000, 1_000_000, 10_000_000, u64::MAX / 8] {
+            for direction in Direction::ALL {
+                let police = Gate { device: 2, direction }.police(branch, rate, burst(rate));
+                plan += &format!("{rate} bytes/s {direction}: {police:?}\n");
+            }
+        }
+        insta::assert_snapshot!("polices", plan);
+    }
+
+    #[test]
+    fn no_limit_takes_the_police_of_another_one() {
+        let mut indices = std::collections::HashSet::new();
+        for number in 0..1_000 {
+            for direction in Direction::ALL {
+                let police = Gate { device: 2, direction }.police(Branch::new(0xc4ad, number), 1, 1);
+                assert!(police.index != 0 && indices.insert(police.index), "{number} {direction}");
+            }
+        }
+    }
+}

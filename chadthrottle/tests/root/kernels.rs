@@ -66,6 +66,13 @@ fn what_there_is(scene: &Scene) -> Result<()> {
             let wanted = versions.contains(&version);
             ensure!(is_ready(state) == wanted, "{name} on Linux {version:?}: {state}, wanted: {wanted}");
         }
+        if name == "tc_police" && !has_police()? {
+            ensure!(!is_ready(state), "this kernel has no act_police, and tc_police is offered: {state}");
+            ensure!(
+                state.to_string().contains("act_police"),
+                "tc_police's reason names no act_police: {state}"
+            );
+        }
     }
     if is_debian() {
         let multipath = Path::new("/proc/sys/net/mptcp").exists();
@@ -97,6 +104,13 @@ fn ensure_degraded(version: Version, backends: &[Value]) -> Result<()> {
         .count();
     ensure!(rungs == RUNGS, "{rungs} of {RUNGS} rungs for downloads on Linux {version:?}: {requirements:?}");
     Ok(())
+}
+
+/// Whether the kernel has act_police, in it or loaded by the probes of the program.
+fn has_police() -> Result<bool> {
+    let symbols = std::fs::read_to_string("/proc/kallsyms")
+        .map_err(|cause| Error::failed(format!("read /proc/kallsyms: {cause}")))?;
+    Ok(symbols.lines().any(|line| line.contains(" tcf_police_")))
 }
 
 fn is_debian() -> bool {

@@ -6,7 +6,8 @@
 //! - `means`: by what a class is held at a device.
 //! - `requirements`: what they need, for the probe and `doctor`.
 //!
-//! The tree is `super::tree`'s, the police `super::gate`'s; crowds and old sockets are those of every backend without eBPF (`super::crowded`).
+//! The tree is `super::tree`'s, the police `super::gate`'s; crowds and old sockets are those of every backend without
+//! eBPF (`super::crowded`).
 
 mod devices;
 mod means;

@@ -64,21 +64,8 @@ impl Tc {
     /// # Errors
     /// [`crate::error::Kind::NotFound`] when the kernel lacks a classifier or an action that it takes, too.
     pub fn add_police(&mut self, device: u32, priority: u32, police: Police) -> Result<()> {
-        let info = filter_info(PREFERENCE, (libc::ETH_P_ALL as u16).to_be());
-        let mut message =
-            rtnetlink::tc(RTM_NEWTFILTER, CREATE_NEW, device, priority, Hook::Egress.parent(), info);
-        message.text(TCA_KIND, KIND);
-        message.nested(TCA_OPTIONS, |options| {
-            is_priority(options, priority);
-            options.nested(TCA_BASIC_ACT, |actions| {
-                actions.nested(MET, |action| count(action, TC_ACT_PIPE));
-                actions.nested(ASKED, |action| ask(action, police));
-                // The filters after it are asked, too.
-                actions.nested(PASSED, |action| count(action, TC_ACT_UNSPEC));
-            });
-        });
         self.0
-            .act(message)
+            .act(filter(device, priority, police))
             .map_err(|cause| explain(cause, format!("add a police to network device {device}")))
     }
 
@@ -122,6 +109,24 @@ impl Tc {
         };
         Ok(answers.iter().filter_map(|answer| policed(answer)).collect())
     }
+}
+
+/// A filter that asks a police about packets of a priority.
+fn filter(device: u32, priority: u32, police: Police) -> Message {
+    let info = filter_info(PREFERENCE, (libc::ETH_P_ALL as u16).to_be());
+    let mut message =
+        rtnetlink::tc(RTM_NEWTFILTER, CREATE_NEW, device, priority, Hook::Egress.parent(), info);
+    message.text(TCA_KIND, KIND);
+    message.nested(TCA_OPTIONS, |options| {
+        is_priority(options, priority);
+        options.nested(TCA_BASIC_ACT, |actions| {
+            actions.nested(MET, |action| count(action, TC_ACT_PIPE));
+            actions.nested(ASKED, |action| ask(action, police));
+            // The filters after it are asked, too.
+            actions.nested(PASSED, |action| count(action, TC_ACT_UNSPEC));
+        });
+    });
+    message
 }
 
 /// Matches packets of a priority.
@@ -210,4 +215,86 @@ fn counted(action: Attributes<'_>) -> Option<(u64, u32)> {
     let basic = action.within(TCA_ACT_STATS)?.get(TCA_STATS_BASIC)?;
     let bytes = u64::from_ne_bytes(basic.get(..8)?.try_into().ok()?);
     Some((bytes, u32::from_ne_bytes(basic.get(8..12)?.try_into().ok()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// struct nlmsghdr, which no answer has any more.
+    const NETLINK_HEADER: usize = 16;
+    const POLICE: Police = Police { index: 7, rate: 1_000_000, burst: 250_000 };
+
+    fn word(bytes: &[u8], at: usize) -> u32 {
+        u32::from_ne_bytes(bytes[4 * at..4 * at + 4].try_into().unwrap())
+    }
+
+    #[test]
+    fn a_filter_asks_its_police_between_two_counts() {
+        let bytes = filter(3, 0xc4ad_0009, POLICE).finish(0, 1);
+        let message = &bytes[NETLINK_HEADER..];
+        let info = u32::from(PREFERENCE) << 16 | u32::from((libc::ETH_P_ALL as u16).to_be());
+        assert_eq!(tc_header(message), Some((3, 0xc4ad_0009, Hook::Egress.parent(), info)));
+        let options = Attributes::of(&message[TC_HEADER..]).within(TCA_OPTIONS).unwrap();
+        let actions = options.within(TCA_BASIC_ACT).unwrap();
+        let kinds: Vec<_> = actions
+            .all()
+            .map(|(at, action)| (at, Attributes::of(action).text(TCA_ACT_KIND).unwrap()))
+            .collect();
+        assert_eq!(kinds, [(MET, "gact".into()), (ASKED, "police".into()), (PASSED, "gact".into())]);
+        let next = |at| word(actions.within(at).unwrap().within(TCA_ACT_OPTIONS).unwrap().get(2).unwrap(), 2);
+        assert_eq!((next(MET), next(PASSED)), (TC_ACT_PIPE, TC_ACT_UNSPEC));
+        // The match ends with the priority.
+        let matches = options.within(TCA_BASIC_EMATCHES).unwrap().within(2).unwrap().get(1).unwrap();
+        assert_eq!(word(matches, matches.len() / 4 - 1), 0xc4ad_0009);
+    }
+
+    #[test]
+    fn a_police_has_its_rate_and_drops_the_rest() {
+        let asked = |police| {
+            let mut message = Message::new(RTM_NEWACTION, 0, &[]);
+            ask(&mut message, police);
+            message.finish(0, 1)[NETLINK_HEADER..].to_vec()
+        };
+        let bytes = asked(POLICE);
+        let options = Attributes::of(&bytes).within(TCA_ACT_OPTIONS).unwrap();
+        let parameters = options.get(1).unwrap();
+        // struct tc_police.
+        assert_eq!(parameters.len(), 56);
+        assert_eq!((word(parameters, 0), word(parameters, 1)), (7, TC_ACT_SHOT));
+        // A quarter of a second, in ticks of 64 ns.
+        assert_eq!(word(parameters, 3), 250_000_000 / 64);
+        assert_eq!(word(parameters, 7), 1_000_000);
+        assert_eq!(options.get(8), None, "a rate of 32 bits needs no other");
+
+        let rate = 5_000_000_000;
+        let bytes = asked(Police { rate, ..POLICE });
+        let options = Attributes::of(&bytes).within(TCA_ACT_OPTIONS).unwrap();
+        assert_eq!(word(options.get(1).unwrap(), 7), u32::MAX);
+        assert_eq!(options.get(8), Some(&rate.to_ne_bytes()[..]));
+    }
+
+    fn answer(preference: u16, kind: &str) -> Vec<u8> {
+        let info = filter_info(preference, (libc::ETH_P_ALL as u16).to_be());
+        let mut message = rtnetlink::tc(RTM_NEWTFILTER, 0, 3, 9, Hook::Egress.parent(), info);
+        message.text(TCA_KIND, kind);
+        message.nested(TCA_OPTIONS, |options| {
+            options.nested(TCA_BASIC_ACT, |actions| {
+                for (place, bytes, packets) in [(MET, 9_000_u64, 6_u32), (PASSED, 3_000, 2)] {
+                    let basic = [&bytes.to_ne_bytes()[..], &packets.to_ne_bytes()[..]].concat();
+                    actions.nested(place, |action| action.nested(4, |stats| stats.attribute(1, &basic)));
+                }
+            });
+        });
+        message.finish(0, 1)[NETLINK_HEADER..].to_vec()
+    }
+
+    #[test]
+    fn only_filters_of_ours_are_read() {
+        let counts = Policed { met_packets: 6, met_bytes: 9_000, passed_packets: 2, passed_bytes: 3_000 };
+        assert_eq!(policed(&answer(PREFERENCE, KIND)), Some((9, counts)));
+        assert_eq!(policed(&answer(1, KIND)), None);
+        assert_eq!(policed(&answer(PREFERENCE, "bpf")), None);
+        assert_eq!(policed(&answer(PREFERENCE, KIND)[..30]), None);
+    }
 }
