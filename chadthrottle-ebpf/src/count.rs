@@ -15,8 +15,8 @@ use aya_ebpf::{
         bpf_get_current_task_btf, bpf_get_socket_cookie, bpf_seq_write, bpf_skc_to_mptcp_sock,
         bpf_skc_to_tcp_sock, bpf_sock_from_file,
     },
-    macros::{btf_tracepoint, cgroup_skb, cgroup_sock},
-    programs::{BtfTracePointContext, SkBuffContext, SockContext},
+    macros::{btf_tracepoint, cgroup_skb, cgroup_sock, fentry},
+    programs::{BtfTracePointContext, FEntryContext, SkBuffContext, SockContext},
 };
 use chadthrottle_common::abi::{
     CountKey, CountRecord, DOWNLOAD, KERNEL, KERNEL_KEY, OTHER, OTHER_KEY, PART, PART_USED, ProcessCount,
@@ -304,7 +304,37 @@ pub fn own_while_sending(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Where the first two are missing (before 6.3): called when a process has read from a TCP socket.
+/// As [`adopt`], of what a process calls a socket.
+#[inline(always)]
+unsafe fn adopt_whole(ctx: &FEntryContext) {
+    // SAFETY: the first argument of these functions is a `struct socket`; offsets from the kernel's BTF.
+    unsafe {
+        let socket: *const c_void = ctx.arg(0);
+        adopt(field(socket, global::SOCKET_SK()));
+    }
+}
+
+macro_rules! own_at {
+    ($($program:ident at $function:literal),* $(,)?) => { $(
+        #[fentry(function = $function)]
+        pub fn $program(ctx: FEntryContext) -> i32 {
+            // SAFETY: a context of this program.
+            unsafe { adopt_whole(&ctx) };
+            0
+        }
+    )* };
+}
+
+// Where some of the tracepoints above are missing (before 6.16): these come when a call begins.
+own_at! {
+    own_at_send at "inet_sendmsg",
+    own_at_send6 at "inet6_sendmsg",
+    own_at_sendfile at "inet_sendpage",
+    own_at_receive at "inet_recvmsg",
+    own_at_receive6 at "inet6_recvmsg",
+}
+
+/// Where neither can be had: called when a process has read from a TCP socket.
 #[btf_tracepoint(function = "tcp_rcv_space_adjust")]
 pub fn own_on_tcp_read(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: first argument is the socket.

@@ -117,7 +117,7 @@ pub fn write(results: &Results) -> String {
     let Start { median, worst } = results.start;
     let _ = write!(
         page,
-        "\n## Start\n\nFrom the start of `chadthrottle monitor`, with no owner at work, to its first line: {median:.0} ms in \
+        "\n## Start\n\nFrom the start of `chadthrottle monitor`, with no owner at work, to its first line with rates: {median:.0} ms in \
          the median of seven, {worst:.0} ms at most. Promised: 300 ms.\n"
     );
     page

@@ -1,7 +1,8 @@
 //! What the screens cost with 1,000 processes and 10,000 connections at 200x60, beside what was promised.
 //!
-//! `cargo bench --bench tui`. Fails when a promise is missed by the median.
+//! `cargo bench --bench tui`. Fails when a promise is missed by the median. As root also on as many real processes.
 
+mod live;
 #[allow(dead_code, reason = "the tests use more of it")]
 #[path = "../../tests/tui/pty.rs"]
 mod pty;
@@ -320,6 +321,9 @@ fn share() -> bool {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(live::CROWD) {
+        return live::play();
+    }
     println!(
         "| {}x{}, {PROCESSES} processes, {} connections | median, ms | 99 %, ms | promised |",
         SIZE.width,
@@ -328,6 +332,7 @@ fn main() -> ExitCode {
     );
     println!("|---|--:|--:|--:|");
     let mut bench = Bench::new();
-    let holds = [frames(&mut bench), keys(&mut bench), ticks(&mut bench), lines(), share()];
+    let holds =
+        [frames(&mut bench), keys(&mut bench), ticks(&mut bench), lines(), share(), live::share_when_live()];
     if holds.iter().all(|holds| *holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

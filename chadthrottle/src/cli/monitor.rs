@@ -62,7 +62,7 @@ pub fn monitor(global: &Global, args: &Monitor) -> Result<u8> {
             live::open(
                 global.runtime_dir(),
                 &site,
-                Options { interval, connections, eager: args.count.is_none() },
+                Options { interval, connections, eager: args.count.is_none(), patience: live::PATIENCE },
             )?
         }
     };

@@ -27,7 +27,8 @@ pub fn tui(global: &Global, screens: &Screens) -> Result<u8> {
         None => {
             let (dir, site) = (global.runtime_dir().to_owned(), template.site.clone());
             Box::new(move || {
-                live::open(&dir, &site, live::Options { interval, connections: true, eager: true })
+                let patience = live::SHORT_PATIENCE;
+                live::open(&dir, &site, live::Options { interval, connections: true, eager: true, patience })
             })
         }
     };

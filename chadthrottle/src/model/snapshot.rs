@@ -11,7 +11,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Connection, Direction, LimitId, LimitReport, Rate};
+use super::{Connection, Direction, LimitId, LimitReport, Rate, Target};
 
 /// Clock ticks a second of [`Process::start_time`]: USER_HZ of Linux, the same on all its machines.
 const TICKS_PER_SECOND: u64 = 100;
@@ -182,9 +182,9 @@ impl Process {
         }
     }
 
-    /// Nothing to show for itself: it is here because a child of it moves bytes, or moved none yet.
+    /// Nothing to show for itself, not even a limit: it is here because a child of it moves bytes, or moved none yet.
     pub fn is_idle(&self) -> bool {
-        self.connections == 0 && self.traffic().bytes() == 0
+        self.connections == 0 && self.traffic().bytes() == 0 && self.limits.is_empty()
     }
 }
 
@@ -221,7 +221,8 @@ pub struct Snapshot {
     pub elapsed: f64,
     /// How bytes are counted.
     pub source: Source,
-    /// Processes with sockets or traffic, their ancestors, and the rows `kernel` and `other`; in no order.
+    /// Processes with sockets or traffic, or held by a limit that names processes by their ids; their ancestors, and
+    /// the rows `kernel` and `other`; in no order.
     pub processes: Vec<Process>,
     /// Open sockets; empty when nobody asked for them.
     pub connections: Vec<Connection>,
@@ -274,12 +275,13 @@ impl Snapshot {
         self.limits.iter().filter(|limit| process.limits.contains(&limit.id))
     }
 
-    /// The lowest rate that holds a process in one direction.
+    /// The lowest rate that holds a process in one direction; of limits on some far ends only where there is no other.
     pub fn rate_limit(&self, process: &Process, direction: Direction) -> Option<Rate> {
-        self.limits_of(process)
-            .filter_map(|limit| limit.directions.get(direction).as_ref())
-            .map(|held| held.rate)
-            .min()
+        let is_narrow = |limit: &LimitReport| !limit.targets.iter().all(Target::names_processes);
+        let rates = self.limits_of(process).filter_map(|limit| {
+            limit.directions.get(direction).as_ref().map(|held| (is_narrow(limit), held.rate))
+        });
+        rates.min().map(|(_, rate)| rate)
     }
 
     /// Sum over all interfaces but the loopback one.

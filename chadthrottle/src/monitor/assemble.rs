@@ -1,7 +1,7 @@
 //! Readings become snapshots: totals since the watcher came, rates, names, rows that ended and stay a while.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     time::{Duration, Instant, SystemTime},
 };
@@ -108,6 +108,7 @@ impl Assembler {
         self.census.begin_round();
         let mut notices = reading.notices.clone();
         let mut processes = self.processes(reading, interval);
+        self.add_limited(&mut processes, &limits);
         processes.extend(self.census.ancestors(&processes));
         for process in &mut processes {
             let held = limits.members.iter().filter(|(_, pids)| process.alive && pids.contains(&process.pid));
@@ -177,6 +178,21 @@ impl Assembler {
                 || row.farewells < 2 && row.account.last != row.account.base
         });
         shown
+    }
+
+    /// Whoever was limited by its id is shown before it has a connection, and after. What a name or a user means may
+    /// be half of the machine, and is not.
+    fn add_limited(&mut self, processes: &mut Vec<Process>, limits: &Limits) {
+        let by_id = |id: &LimitId| {
+            let report = limits.reports.iter().find(|report| report.id == *id);
+            report.is_some_and(|report| report.targets.iter().any(|target| target.pid().is_some()))
+        };
+        let held = limits.members.iter().filter(|(id, _)| by_id(id)).flat_map(|(_, pids)| pids);
+        let mut met: HashSet<u32> = processes.iter().map(|process| process.pid).collect();
+        for pid in held.copied().filter(|pid| met.insert(*pid)) {
+            let Some(key) = self.census.key_of(pid) else { continue };
+            processes.push(self.census.look(key, None));
+        }
     }
 
     fn connections(
@@ -264,7 +280,7 @@ fn boot_time(now: SystemTime) -> SystemTime {
 mod tests {
     use super::*;
     use crate::{
-        model::{Protocol, Source},
+        model::{Protocol, Source, Target, snapshot::tests::limit},
         monitor::reading::Trace,
     };
 
@@ -348,6 +364,20 @@ mod tests {
         let started = snapshot.started(snapshot.process(key).unwrap());
         let age = SystemTime::now().duration_since(started).unwrap_or_default();
         assert!(age < Duration::from_secs(3600), "{age:?}");
+    }
+
+    #[test]
+    fn whoever_is_limited_by_its_id_has_a_row() {
+        let me = std::process::id();
+        let mut assembler = Assembler::new(None);
+        let key = assembler.census.key_of(me).unwrap();
+        for (target, is_shown) in [(Target::Pid(me), true), (Target::User("root".into()), false)] {
+            let report = LimitReport { targets: vec![target], ..limit(4, Some(1000), None) };
+            let limits = Limits { reports: vec![report], members: vec![(LimitId(4), vec![me, u32::MAX])] };
+            let snapshot = assembler.snapshot(&Reading::new(Source::Ebpf), limits, false);
+            let row = snapshot.process(key).filter(|process| !process.is_idle());
+            assert_eq!(row.map(|row| row.limits.as_slice()), is_shown.then_some(&[LimitId(4)][..]));
+        }
     }
 
     #[test]

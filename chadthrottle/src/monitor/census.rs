@@ -84,7 +84,7 @@ impl Census {
         // A zombie has nothing left to tell.
         let stat = self.stat(key.pid).filter(|stat| stat.start_time == key.start_time && !stat.is_zombie());
         let old = self.known.remove(&key);
-        let process = match (stat, old) {
+        let mut process = match (stat, old) {
             (Some(stat), Some(old)) if old.is_good(&stat) => {
                 let read_at = old.read_at;
                 let process = Process { parent: stat.parent, ..old.process };
@@ -103,6 +103,12 @@ impl Census {
             (None, Some(old)) => Process { alive: false, ..old.process },
             (None, None) => self.traced(key, trace),
         };
+        // It ended, or became a zombie, between two looks into /proc.
+        if process.user.is_empty() && trace.is_some() {
+            let Process { name, user, cgroup, unit, container, .. } = self.traced(key, trace);
+            let name = if process.name.is_empty() { name } else { process.name };
+            process = Process { name, user, cgroup, unit, container, ..process };
+        }
         self.known.insert(key, Known { process: process.clone(), read_at: Instant::now(), round });
         process
     }
@@ -264,6 +270,19 @@ mod tests {
             (traced.name.as_str(), traced.user.as_str(), traced.parent, traced.alive),
             ("gone", "root", 7, false)
         );
+    }
+
+    #[test]
+    fn what_proc_did_not_tell_in_time_is_known_by_the_trace() {
+        let proc = tempfile::tempdir().unwrap();
+        let mut census = Census::new(proc.path(), None);
+        let key = ProcessKey { kind: ProcessKind::Process, pid: 7, start_time: 5 };
+        let half = Process { pid: 7, start_time: 5, name: "half".into(), alive: true, ..Process::default() };
+        census.known.insert(key, Known { process: half, read_at: Instant::now(), round: 0 });
+        census.begin_round();
+        let trace = Trace { name: "early".into(), uid: 0, parent: 3, cgroup: 0 };
+        let seen = census.look(key, Some(&trace));
+        assert_eq!((seen.name.as_str(), seen.user.as_str(), seen.alive), ("half", "root", false));
     }
 
     #[test]

@@ -117,8 +117,11 @@ impl Count for Diag {
         });
         if !self.strangers.is_empty() {
             reading.notices.push(Notice {
-                what: format!("{} sockets are shown without their process", self.strangers.len()),
-                why: "they belong to other users, or to containers".into(),
+                what: match self.strangers.len() {
+                    1 => "1 socket is shown without its process".into(),
+                    many => format!("{many} sockets are shown without their process"),
+                },
+                why: "other users, or containers, have them".into(),
                 mend: None,
             });
         }

@@ -8,4 +8,9 @@ use crate::{error::Result, model::Snapshot};
 pub trait Feed: Send {
     /// Waits for the next snapshot; `None`: there will be no more.
     fn next(&mut self) -> Result<Option<Arc<Snapshot>>>;
+
+    /// Whether [`Feed::next`] is worth another try after it has failed.
+    fn may_go_on(&self) -> bool {
+        false
+    }
 }

@@ -6,7 +6,7 @@ use super::{diag::Diag, live::lesser, reading::Count};
 use crate::{
     backend::{Probe, Requirement, Site, ebpf},
     error::{Kind, Result},
-    kernel::{bpf::counters::ADOPTERS_WANT, netlink::Route},
+    kernel::netlink::Route,
     model::Source,
 };
 
@@ -27,7 +27,7 @@ pub fn look(site: &Site) -> Health {
             health.source = Some(Source::Ebpf);
             health.add("every packet, by eBPF", Probe::Ready);
             for lack in counted.lacks {
-                health.add("in full", missing(lack, Some(format!("a newer kernel: {ADOPTERS_WANT}"))));
+                health.add("in full", missing(format!("{}: {}", lack.what, lack.why), lack.mend));
             }
             if !counted.sees_all {
                 let reason =

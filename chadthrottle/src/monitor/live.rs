@@ -1,7 +1,7 @@
 //! The feed of this host: the owner's, or, where there can be none, one that counts in this very process.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
@@ -25,10 +25,14 @@ use crate::{
 };
 
 /// For whoever looks at a screen: so long are the first rates measured.
-pub const FIRST_TICK: Duration = Duration::from_millis(100);
+pub const FIRST_TICK: Duration = Duration::from_millis(50);
 
-/// How late a snapshot may be: opening a backend for somebody's first limit takes seconds on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// How late a snapshot may be for whoever gives up then: opening a backend for somebody's first limit takes seconds
+/// on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// How late it may be for whoever only says so, and goes on waiting.
+pub const SHORT_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What is wanted of a feed.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -39,6 +43,8 @@ pub struct Options {
     pub connections: bool,
     /// The first rates after [`FIRST_TICK`], however long the interval is.
     pub eager: bool,
+    /// How late a snapshot may be before [`Feed::next`] fails.
+    pub patience: Duration,
 }
 
 /// Opens the feed of this host; the owner whose runtime folder is `dir` counts, and is started if there is none.
@@ -67,12 +73,20 @@ pub fn lesser(cause: &Error) -> Notice {
 
 /// The owner counts.
 struct Owned {
-    client: Client,
-    interval: Duration,
+    /// `None`: it is gone.
+    client: Option<Client>,
+    dir: PathBuf,
+    site: Site,
+    options: Options,
 }
 
 impl Owned {
     fn open(dir: &Path, site: &Site, options: Options) -> Result<Self> {
+        let client = Some(Self::connect(dir, site, options)?);
+        Ok(Self { client, dir: dir.to_owned(), site: site.clone(), options })
+    }
+
+    fn connect(dir: &Path, site: &Site, options: Options) -> Result<Client> {
         let mut client = Client::connect_or_start(dir, site)?;
         let request = MonitorRequest {
             interval: options.interval.as_secs_f64(),
@@ -81,7 +95,7 @@ impl Owned {
             site: site.clone(),
         };
         match client.request(&Request::Monitor(request))? {
-            Reply::Monitoring => Ok(Self { client, interval: options.interval }),
+            Reply::Monitoring => Ok(client),
             _ => Err(Error::failed("the owner's answer to a `monitor` request makes no sense")),
         }
     }
@@ -89,17 +103,27 @@ impl Owned {
 
 impl Feed for Owned {
     fn next(&mut self) -> Result<Option<Arc<Snapshot>>> {
-        let patience = self.interval + PATIENCE;
+        let patience = self.options.interval + self.options.patience;
+        let client = match &mut self.client {
+            Some(client) => client,
+            none => none.insert(Self::connect(&self.dir, &self.site, self.options)?),
+        };
         loop {
-            match self.client.next_event_within(patience)? {
+            match client.next_event_within(patience)? {
                 Some(Reply::Snapshot(snapshot)) => return Ok(Some(snapshot)),
                 Some(_) => {}
                 None => {
-                    let pid = self.client.owner_pid();
+                    let pid = client.owner_pid();
+                    self.client = None;
                     return Err(Error::failed(format!("the owner (process {pid}), which counted, is gone")));
                 }
             }
         }
+    }
+
+    /// A silent owner may speak again, and in place of one that is gone another is started.
+    fn may_go_on(&self) -> bool {
+        true
     }
 }
 

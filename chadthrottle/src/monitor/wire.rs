@@ -1,7 +1,7 @@
 //! Counts by eBPF programs: every packet of every socket.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -20,7 +20,7 @@ use crate::{
     },
     error::Result,
     kernel::{
-        bpf::counters::{ADOPTERS_WANT, Taps},
+        bpf::counters::Taps,
         memory,
         netlink::Route,
         process::{self, PROC},
@@ -41,12 +41,15 @@ const SEARCH_PERIOD: Duration = Duration::from_secs(5);
 /// The count.
 pub struct Wire {
     taps: Taps,
-    lacks: Vec<String>,
+    lacks: Vec<Notice>,
     route: Option<Route>,
     /// What interfaces moved beyond what was counted; `None`: not everything is counted.
     rest: Option<Rest>,
     /// Processes that were taken out of the map.
     retired: HashMap<CountKey, (Instant, ProcessCount)>,
+    /// Processes for which there was no room: all of theirs is in the row `other`. When their sockets end the kernel
+    /// adds it there, so it must not be theirs before.
+    homeless: HashSet<CountKey>,
     tidied_at: Instant,
     searched_at: Instant,
 }
@@ -65,6 +68,7 @@ pub fn open(site: &Site) -> Result<(Wire, Counting)> {
         route: None,
         rest: sees_all.then(Rest::default),
         retired: HashMap::new(),
+        homeless: HashSet::new(),
         tidied_at: now,
         searched_at: now,
     };
@@ -77,6 +81,11 @@ fn bytes(rx: u64, tx: u64) -> Bytes {
     Bytes { rx: sane(rx), tx: sane(tx) }
 }
 
+/// A row that is no process.
+fn row(kind: ProcessKind) -> ProcessKey {
+    ProcessKey { kind, ..ProcessKey::default() }
+}
+
 fn process_key(key: &CountKey) -> ProcessKey {
     let kind = match *key {
         KERNEL_KEY => ProcessKind::Kernel,
@@ -85,7 +94,7 @@ fn process_key(key: &CountKey) -> ProcessKey {
             return ProcessKey { kind: ProcessKind::Process, pid: tgid, start_time: start_ns / TICK_NS };
         }
     };
-    ProcessKey { kind, pid: 0, start_time: 0 }
+    row(kind)
 }
 
 fn trace(count: &ProcessCount) -> Option<Trace> {
@@ -114,22 +123,26 @@ impl Count for Wire {
             self.taps.find_owners()?;
             records = self.taps.sockets()?;
         }
+        self.look_for_homeless(&totals, &records, other.overflows > 0);
+        let row_of = |key: &CountKey| match process_key(key) {
+            _ if self.homeless.contains(key) => row(ProcessKind::Other),
+            known => known,
+        };
         let mut add = |key: ProcessKey, more: Bytes| reading.processes.entry(key).or_default().bytes += more;
         for (key, count) in &totals {
-            add(process_key(key), bytes(count.rx_bytes, count.tx_bytes));
+            add(row_of(key), bytes(count.rx_bytes, count.tx_bytes));
         }
         for (key, (_, count)) in &self.retired {
-            add(process_key(key), bytes(count.rx_bytes, count.tx_bytes));
+            add(row_of(key), bytes(count.rx_bytes, count.tx_bytes));
         }
         let rest = self
             .rest
             .as_mut()
             .map(|rest| rest.update(&reading.devices, Bytes { rx: wired.0, tx: wired.1 }, reading.at));
-        let row = |kind| ProcessKey { kind, ..ProcessKey::default() };
         add(row(ProcessKind::Kernel), bytes(kernel.rx_bytes, kernel.tx_bytes) + rest.unwrap_or_default());
         add(row(ProcessKind::Other), bytes(other.rx_bytes, other.tx_bytes));
         for record in &records {
-            add(process_key(&record.owner), bytes(record.count.rx_bytes, record.count.tx_bytes));
+            add(row_of(&record.owner), bytes(record.count.rx_bytes, record.count.tx_bytes));
         }
         let retired = self.retired.iter().map(|(key, (_, count))| (key, count));
         for (key, count) in totals.iter().map(|(key, count)| (key, count)).chain(retired) {
@@ -138,7 +151,7 @@ impl Count for Wire {
             }
         }
         for record in &records {
-            let owner = process_key(&record.owner);
+            let owner = row_of(&record.owner);
             if owner.kind == ProcessKind::Kernel && record.local_port == 0 || is_shown_in_parts(record) {
                 continue;
             }
@@ -157,6 +170,23 @@ impl Count for Wire {
 }
 
 impl Wire {
+    /// Notes whose sockets are there without an entry in the map of processes, once that has been full.
+    fn look_for_homeless(
+        &mut self,
+        totals: &[(CountKey, ProcessCount)],
+        records: &[CountRecord],
+        overflown: bool,
+    ) {
+        if !overflown && totals.len() < self.taps.most() {
+            return;
+        }
+        let housed: HashSet<CountKey> =
+            totals.iter().map(|(key, _)| *key).chain(self.retired.keys().copied()).collect();
+        let owners: HashSet<CountKey> = records.iter().map(|record| record.owner).collect();
+        self.homeless.retain(|key| owners.contains(key) || housed.contains(key));
+        self.homeless.extend(owners.into_iter().filter(|key| key.tgid != 0 && !housed.contains(key)));
+    }
+
     /// Makes room in the map of processes.
     fn tidy(&mut self, totals: &[(CountKey, ProcessCount)], records: &[CountRecord]) {
         self.retired.retain(|_, (since, _)| since.elapsed() < REMEMBERED);
@@ -164,8 +194,7 @@ impl Wire {
             return;
         }
         self.tidied_at = Instant::now();
-        let holding: std::collections::HashSet<CountKey> =
-            records.iter().map(|record| record.owner).collect();
+        let holding: HashSet<CountKey> = records.iter().map(|record| record.owner).collect();
         for (key, _) in totals.iter().filter(|(key, _)| !holding.contains(key)) {
             if process::lives(PROC.as_ref(), key.tgid, key.start_ns / TICK_NS).unwrap_or(true) {
                 continue;
@@ -186,6 +215,7 @@ impl Wire {
     }
 
     fn notice(&self, reading: &mut Reading, overflows: u64) {
+        reading.notices.extend(self.lacks.iter().cloned());
         let mut say = |what: &str, why: String| {
             reading.notices.push(Notice { what: what.into(), why, mend: None });
         };
@@ -197,9 +227,6 @@ impl Wire {
                     self.taps.most()
                 ),
             );
-        }
-        for lack in &self.lacks {
-            say(lack, format!("this kernel lacks tracepoints ({ADOPTERS_WANT})"));
         }
         if self.rest.is_none() {
             say(

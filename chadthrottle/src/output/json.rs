@@ -13,6 +13,10 @@ pub struct Escaping;
 impl Formatter for Escaping {
     /// serde_json has escaped quotation marks, backslashes and ASCII's control characters itself.
     fn write_string_fragment<W: ?Sized + io::Write>(&mut self, writer: &mut W, text: &str) -> io::Result<()> {
+        // Nearly everything is: numbers, names, addresses.
+        if text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+            return writer.write_all(text.as_bytes());
+        }
         let mut written = 0;
         for (at, c) in text.char_indices().filter(|(_, c)| !is_harmless(*c)) {
             writer.write_all(&text.as_bytes()[written..at])?;

@@ -1,6 +1,9 @@
 //! What processes move, as text and as JSON.
 
-use std::{collections::HashMap, time::SystemTime};
+use std::{
+    collections::{HashMap, HashSet},
+    time::SystemTime,
+};
 
 use serde::Serialize;
 use serde_json::Value;
@@ -122,9 +125,10 @@ pub fn tick<'a>(snapshot: &'a Snapshot, view: &View) -> Tick<'a> {
         indices.dedup();
     }
     processes.extend(indices.iter().map(|index| &snapshot.processes[*index]));
+    // There may be thousands of connections.
+    let owners: HashSet<ProcessKey> = processes.iter().map(|process| process.key()).collect();
     let shown = |connection: &&Connection| {
-        view.filter.matches_connection(connection)
-            && processes.iter().any(|process| process.key() == connection.owner)
+        view.filter.matches_connection(connection) && owners.contains(&connection.owner)
     };
     Tick {
         time: snapshot.time,

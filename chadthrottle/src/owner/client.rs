@@ -48,6 +48,8 @@ pub struct Client {
     input: Lines,
     events: VecDeque<Reply>,
     owner_pid: u32,
+    /// Answers that were given up, and may come yet.
+    late: usize,
     /// How long an answer may take; `None`: as long as it wants.
     patience: Option<Duration>,
 }
@@ -123,6 +125,7 @@ impl Client {
             input: Lines::new(LONGEST_REPLY),
             events: VecDeque::new(),
             owner_pid,
+            late: 0,
             patience: None,
         };
         client.set_patience(HELLO_PATIENCE)?;
@@ -151,7 +154,13 @@ impl Client {
         self.set_patience(PATIENCE)?;
         let sent = self.send(request)?;
         loop {
-            match self.receive()? {
+            let received = self.receive().inspect_err(|_| self.late += 1)?;
+            let is_answer = |reply: &Reply| !is_event(reply) && !matches!(reply, Reply::Hello { .. });
+            if self.late > 0 && received.as_ref().is_some_and(is_answer) {
+                self.late -= 1;
+                continue;
+            }
+            match received {
                 Some(event) if is_event(&event) => self.events.push_back(event),
                 // To an earlier `ping`.
                 Some(Reply::Hello { .. }) => {}
@@ -186,6 +195,10 @@ impl Client {
         }
         self.patience = patience;
         match self.receive()? {
+            Some(reply) if self.late > 0 && !is_event(&reply) && !matches!(reply, Reply::Hello { .. }) => {
+                self.late -= 1;
+                Ok(Some(reply))
+            }
             Some(Reply::Error(error)) => Err(error),
             Some(reply) if !is_event(&reply) && !matches!(reply, Reply::Hello { .. }) => {
                 Err(unexpected(&reply))

@@ -413,8 +413,12 @@ impl Book {
             ahead.patience > 0 && rates.get(id).copied() != ahead.report.as_ref().map(rates_of)
         });
         for limit in &snapshot.limits {
+            // Also what was given up because the owner was silent, and came all the same.
+            let is_ours = limit.client_pid == std::process::id() && !self.ahead.contains_key(&limit.id);
             if let Some(own) = self.own.get_mut(&limit.id) {
                 own.clone_from(limit);
+            } else if is_ours && !self.is_busy() {
+                self.own.insert(limit.id, limit.clone());
             }
         }
     }

@@ -6,7 +6,7 @@ use tui_input::{Input, backend::crossterm::EventHandler};
 use super::{
     keymap::Action,
     order::{Rates, rates_of},
-    subject::{Choice, is_same},
+    subject::{Choice, is_narrow, is_same},
 };
 use crate::{
     cli::resolve,
@@ -194,6 +194,11 @@ impl LimitDialog {
             return SCOPES.iter().find(|(scope, _)| *scope == self.scope).map_or("", |(_, label)| label);
         }
         self.choices.get(self.chosen).map_or("", |choice| choice.label.as_str())
+    }
+
+    /// Whether it is to apply to traffic with some far ends only.
+    pub fn is_narrow(&self) -> bool {
+        self.choices.get(self.chosen).is_some_and(|choice| is_narrow(&choice.targets))
     }
 
     /// What was refused is being changed.

@@ -14,12 +14,18 @@ pub enum Event {
     Terminal(TerminalEvent),
     /// The next snapshot.
     Snapshot(Arc<Snapshot>),
+    /// No snapshot comes, and why; there may be more later.
+    FeedSilent(Error),
     /// There will be no more snapshots; why, if it should not be so.
     FeedOver(Option<Error>),
     /// An order was done, or failed.
     Answer(Answer),
     /// Something happened to limits.
     News(News),
+    /// SIGTSTP: give the terminal back, and wait for SIGCONT.
+    Suspend,
+    /// SIGCONT: somebody else may have had the terminal.
+    Continue,
     /// SIGTERM, SIGHUP, SIGINT.
     Stop,
 }

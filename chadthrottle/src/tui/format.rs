@@ -1,5 +1,7 @@
 //! Numbers and text as they fit into a column.
 
+use std::{fmt::Write, time::SystemTime};
+
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use crate::output::escape;
@@ -33,6 +35,13 @@ pub fn round_trip(microseconds: u32) -> String {
     }
 }
 
+/// A time in UTC, to the second. `None` when no calendar has it: a recording may say anything.
+pub fn moment(time: SystemTime) -> Option<String> {
+    let mut text = String::new();
+    write!(text, "{}", humantime::format_rfc3339_seconds(time)).ok()?;
+    Some(text.replace('T', " ").replace('Z', " UTC"))
+}
+
 /// Text from outside, made safe and cut to `width` columns.
 pub fn outside(text: &str, width: usize) -> String {
     cut(&escape(text), width)
@@ -61,6 +70,8 @@ pub fn cut(text: &str, width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     #[test]
@@ -87,6 +98,13 @@ mod tests {
         {
             assert_eq!(round_trip(time), expected);
         }
+    }
+
+    #[test]
+    fn moments() {
+        let after = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        assert_eq!(moment(after(1_767_225_600)).as_deref(), Some("2026-01-01 00:00:00 UTC"));
+        assert_eq!(moment(after(u64::MAX / 100)), None);
     }
 
     #[test]

@@ -53,6 +53,8 @@ pub enum Action {
     Reverse,
     /// Limit the selected row, or change its limit.
     Limit,
+    /// Limit the traffic of the selected connection, or change its limit.
+    LimitConnection,
     /// Raise the limit.
     Raise,
     /// Lower the limit.
@@ -209,6 +211,7 @@ const ROWS: Place = Screens(&[S::Processes, S::Detail]);
 const LIMITED: Place = Screens(&[S::Processes, S::Detail, S::Limits]);
 const BACKENDS: Place = Screens(&[S::Backends]);
 const PROCESSES: Place = Screens(&[S::Processes]);
+const DETAIL: Place = Screens(&[S::Detail]);
 
 /// In the order of the help; the footer shows as many as there is room for, in this order.
 static BINDINGS: &[Binding] = &[
@@ -219,6 +222,7 @@ static BINDINGS: &[Binding] = &[
     bind(&[letter('r'), key(KeyCode::Delete)], A::Remove, LIMITED, "remove its limit", "remove"),
     bind(&[letter('u')], A::Undo, LIMITED, "undo the last change of a limit", "undo"),
     bind(&[letter('p')], A::Suspend, LIMITED, "suspend its limit, or bring it back", "suspend"),
+    bind(&[letter('c')], A::LimitConnection, DETAIL, "limit what goes on with this far end", "connection"),
     bind(&[key(KeyCode::Enter)], A::Open, PROCESSES, "show everything about it", "detail"),
     bind(&[letter('/')], A::Filter, PROCESSES, "filter: text, port:443, user:alice, rate:>1M …", "filter"),
     bind(&[letter('v')], A::Group, PROCESSES, "view by process, tree, unit, user or name", "view"),

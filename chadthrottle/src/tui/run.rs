@@ -41,6 +41,8 @@ pub type OpenFeed = Box<dyn FnOnce() -> Result<Box<dyn Feed>> + Send>;
 const AT_ONCE: usize = 256;
 /// How long the end waits for the owner's thread.
 const LEAVE: Duration = Duration::from_secs(2);
+/// After so long a feed that failed is tried again.
+const AGAIN: Duration = Duration::from_secs(1);
 
 /// What to run.
 pub struct Options {
@@ -62,8 +64,9 @@ pub struct Options {
 
 /// Shows the screens until the user leaves, or a signal ends it. The process must have one thread.
 pub fn run(options: Options) -> Result<()> {
-    let hangup = (!signals::ignored(Signal::SIGHUP)).then_some(Signal::SIGHUP);
-    let watched = signals::Signals::watch([Signal::SIGINT, Signal::SIGTERM].into_iter().chain(hangup))?;
+    let optional = [Signal::SIGHUP, Signal::SIGTSTP].into_iter().filter(|signal| !signals::ignored(*signal));
+    let always = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCONT];
+    let watched = signals::Signals::watch(always.into_iter().chain(optional))?;
     let (mut screen, guard) = terminal::take()?;
     let (sender, events) = mpsc::channel();
     let (orders, order_receiver) = mpsc::channel();
@@ -121,7 +124,18 @@ fn show(
         // All senders are gone: nothing can happen any more.
         let Ok(first) = events.recv() else { return Ok(()) };
         for event in std::iter::once(first).chain(events.try_iter().take(AT_ONCE)) {
-            resized |= matches!(event, Event::Terminal(event::Event::Resize(..)));
+            match event {
+                Event::Terminal(event::Event::Resize(..)) => resized = true,
+                Event::Suspend => {
+                    terminal::suspend()?;
+                    resized = true;
+                }
+                Event::Continue => {
+                    terminal::take_again()?;
+                    resized = true;
+                }
+                _ => {}
+            }
             for effect in app.handle(event) {
                 match effect {
                     Effect::Leave => return Ok(()),
@@ -164,11 +178,16 @@ fn watch(open: OpenFeed, to: &Sender<Event>) {
         let event = match feed.next() {
             Ok(Some(snapshot)) => Event::Snapshot(snapshot),
             Ok(None) => Event::FeedOver(None),
+            Err(error) if feed.may_go_on() => Event::FeedSilent(error),
             Err(error) => Event::FeedOver(Some(error)),
         };
-        let is_last = matches!(event, Event::FeedOver(_));
+        let (is_last, is_silent) =
+            (matches!(event, Event::FeedOver(_)), matches!(event, Event::FeedSilent(_)));
         if to.send(event).is_err() || is_last {
             return;
+        }
+        if is_silent {
+            thread::sleep(AGAIN);
         }
     }
 }
@@ -181,8 +200,15 @@ fn wait_for_signals(signals: &signals::Signals, to: &Sender<Event>) {
         }
         if let Ok(Some(signal)) = signals.next() {
             tracing::info!(signal = signal.ssi_signo, "a signal");
-            let _ = to.send(Event::Stop);
-            return;
+            let event = match Signal::try_from(signal.ssi_signo as i32) {
+                Ok(Signal::SIGTSTP) => Event::Suspend,
+                Ok(Signal::SIGCONT) => Event::Continue,
+                _ => Event::Stop,
+            };
+            let is_last = matches!(event, Event::Stop);
+            if to.send(event).is_err() || is_last {
+                return;
+            }
         }
     }
 }

@@ -6,12 +6,15 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use nix::sys::signal::{SigSet, Signal, raise};
 use ratatui::{
     Terminal,
     backend::CrosstermBackend,
     crossterm::{
         cursor, event, execute,
-        terminal::{EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode},
+        terminal::{
+            Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+        },
     },
 };
 
@@ -34,15 +37,43 @@ pub fn take() -> Result<(Screen, Guard)> {
     }
     // From here on the guard undoes whatever was done.
     let guard = Guard(());
-    TAKEN.store(true, Ordering::SeqCst);
     restore_on_panic();
-    enable_raw_mode().context("switch the terminal to single keys")?;
-    let mut stdout = io::stdout();
-    execute!(stdout, EnterAlternateScreen, event::EnableMouseCapture, event::EnableBracketedPaste)
-        .context("take the terminal over")?;
-    let backend = CrosstermBackend::new(BufWriter::with_capacity(1 << 16, stdout));
+    take_over()?;
+    let backend = CrosstermBackend::new(BufWriter::with_capacity(1 << 16, io::stdout()));
     let screen = Terminal::new(backend).context("take the terminal over")?;
     Ok((screen, guard))
+}
+
+fn take_over() -> Result<()> {
+    TAKEN.store(true, Ordering::SeqCst);
+    enable_raw_mode().context("switch the terminal to single keys")?;
+    // Not every terminal has a second screen, and what was on the first would be seen between the letters.
+    execute!(
+        io::stdout(),
+        EnterAlternateScreen,
+        Clear(ClearType::All),
+        event::EnableMouseCapture,
+        event::EnableBracketedPaste
+    )
+    .context("take the terminal over")
+}
+
+/// Takes it over once more: a shell may have had it while we were stopped. Everything has to be drawn anew.
+pub fn take_again() -> Result<()> {
+    give_back();
+    take_over()
+}
+
+/// What SIGTSTP is for: gives the terminal back and stops; when it goes on, takes it over. The signal has to be
+/// blocked. It is sent once more, rather than SIGSTOP, so that the kernel can refuse where nobody would let us go on.
+pub fn suspend() -> Result<()> {
+    give_back();
+    let signal = SigSet::from(Signal::SIGTSTP);
+    signal.thread_unblock().context("let SIGTSTP through")?;
+    let stopped = raise(Signal::SIGTSTP);
+    signal.thread_block().context("block SIGTSTP")?;
+    stopped.context("stop")?;
+    take_over()
 }
 
 /// Gives it back, once. A terminal that is gone needs nothing.
@@ -53,6 +84,8 @@ fn give_back() {
             stdout,
             event::DisableBracketedPaste,
             event::DisableMouseCapture,
+            Clear(ClearType::All),
+            cursor::MoveTo(0, 0),
             LeaveAlternateScreen,
             cursor::Show
         );

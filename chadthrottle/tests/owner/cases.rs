@@ -14,7 +14,7 @@ use chadthrottle::{
     Kind,
     backend::Site,
     kernel::fault,
-    model::{PerDirection, Rate, Target},
+    model::{LimitId, PerDirection, Rate, Target},
     owner::{
         client::Client,
         protocol::{EndReason, LimitRequest, Reply, Request, VERSION},
@@ -361,6 +361,9 @@ fn stopped_owner() {
     }
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     send(owner, Signal::SIGCONT);
+    // The answer that was given up is no answer to the next question.
+    let refused = client.request(&Request::Remove { id: LimitId(u64::MAX) }).unwrap_err();
+    assert_eq!(refused.kind, Kind::NotFound, "{refused}");
     let mut client = Client::connect(&house.dir).unwrap().unwrap();
     assert_eq!(status(&mut client).len(), 1, "its first client is still there");
 }

@@ -41,8 +41,58 @@ const RUNGS: usize = 2;
 /// Debian's kernels with multipath TCP.
 const MULTIPATH: Range<Version> = (6, 1)..NEVER;
 
+/// The kernels on which the monitor counts every packet; on others it asks for TCP's own figures.
+const COUNTED: Range<Version> = (5, 12)..NEVER;
+
+/// What the monitor says that it does without where it can't count.
+const NOT_COUNTED: [&str; 2] = [
+    "bytes are those that open TCP connections report, not what is on the wire",
+    "UDP, headers, and connections shorter than a tick are not counted",
+];
+
 pub fn trials() -> Vec<Trial> {
-    vec![plain("kernels::what_there_is", what_there_is)]
+    vec![
+        plain("kernels::what_there_is", what_there_is),
+        plain("kernels::what_the_monitors_lack", what_monitors_lack),
+    ]
+}
+
+fn parse(what: &str, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|cause| Error::failed(format!("{what}'s JSON: {cause}")))
+}
+
+/// Doctor and monitor agree on who counts, and both say what is missing. Nothing is on a kernel that can count.
+fn what_monitors_lack(scene: &Scene) -> Result<()> {
+    let version = version()?;
+    let report = parse("doctor", &scene.succeed("doctor --json")?)?["monitor"].clone();
+    let (status, output) = scene.call("monitor --json --interval 0.2 --count 1")?;
+    ensure!(status.success(), "the monitor ended with {status}: {}", output.messages());
+    let tick = parse("the monitor", &output.stdout.join("\n"))?;
+    ensure!(report["source"] == tick["source"], "doctor: {report}, monitor: {tick}");
+    let said: Vec<&str> = tick["notices"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|notice| notice["what"].as_str())
+        // Said wherever a trial runs.
+        .filter(|what| !what.starts_with("processes outside the cgroup root"))
+        .collect();
+    eprintln!("Linux {version:?}: doctor says {report}; the monitor: {}", tick["notices"]);
+    for what in &said {
+        ensure!(output.messages().contains(what), "no warning of '{what}': {}", output.messages());
+    }
+    if !is_debian() {
+        return Ok(());
+    }
+    if COUNTED.contains(&version) {
+        ensure!(tick["source"] == "ebpf" && said.is_empty(), "on Linux {version:?}: {tick}");
+    } else {
+        ensure!(tick["source"] == "sock_diag" && said == NOT_COUNTED, "on Linux {version:?}: {tick}");
+        let refused = &report["requirements"][0]["state"];
+        let why = refused["reason"].as_str().unwrap_or_default();
+        ensure!(!is_ready(refused) && why.contains("Linux 5.12"), "doctor says no reason: {report}");
+    }
+    Ok(())
 }
 
 fn what_there_is(scene: &Scene) -> Result<()> {

@@ -16,8 +16,11 @@ use serde_json::Value;
 
 use crate::{
     actor, exact,
-    monitor::{Watch, ensure_close},
-    support::{sniff::Wire, *},
+    monitor::{Watch, ensure_close, moved, truth},
+    support::{
+        sniff::{Sniffer, Wire},
+        *,
+    },
 };
 
 const PORT: u16 = 7300;
@@ -37,6 +40,7 @@ pub fn trials() -> Vec<Trial> {
         told("monitor::forwarded_is_the_kernels", forwarded),
         told("monitor::through_a_tunnel_is_shown_once", tunnelled),
         told("monitor::full_maps_lose_nothing", overflow),
+        told("monitor::without_functions_and_tracepoints", by_reads),
     ]
 }
 
@@ -230,5 +234,32 @@ fn overflow(scene: &Scene) -> Result<()> {
     let other = row(&summary, "other");
     ensure!(other.tx > MEGABYTE, "the row `other` has {other:?}");
     ensure!(messages.contains("are in the row `other`"), "no warning: {messages}");
+    Ok(())
+}
+
+/// Workers of a server, as on a kernel where neither functions nor the newer tracepoints can be watched: what is sent
+/// before anything is read is the parent's, and that is said.
+fn by_reads(scene: &Scene) -> Result<()> {
+    // The place in the list of what to watch by.
+    const READS: (&str, &str) = ("CHADT_FAULT_WATCHERS", "4");
+    let address = scene.lab.client_at(Version::V4, PORT);
+    let actor = actor::start(scene, &["prefork", &address.to_string(), "4", "50", "1000000"])?;
+    actor::await_line(&actor, "ready")?;
+    let watch = Watch::start_as(scene, None, &[READS])?;
+    // The truth goes by the fetchers' ports, who receive it.
+    let sniffer = Sniffer::new(&scene.lab.server)?;
+    exact::fetch(&scene.lab.server, address, 50)?;
+    actor::await_line(&actor, "done")?;
+    let (rows, _, _, messages) = watch.finish_with_messages()?;
+    let truth = truth(&moved(&actor), &sniffer.finish()?);
+    let of = |pid: u32| rows.get(&pid).map_or(0, |row| row.tx);
+    let shown = of(actor.pid()) + truth.keys().map(|pid| of(*pid)).sum::<u64>();
+    ensure_close("all sent", shown, truth.values().map(|wire| wire.rx).sum(), 0)?;
+    let what = "a process that sends before it reads on a socket it inherited is counted for its parent";
+    ensure!(messages.contains(what), "no warning: {messages}");
+    let output =
+        scene.command("doctor --json").env(READS.0, READS.1).output().map_err(failed("run doctor"))?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    ensure!(text.contains(what), "doctor does not say it: {text}");
     Ok(())
 }

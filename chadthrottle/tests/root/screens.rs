@@ -25,6 +25,9 @@ pub fn trials() -> Vec<Trial> {
         trial_of("screens::limits_stay_when_the_user_says_so", limits_stay),
         trial_of("screens::limits_end_with_a_signal", signals),
         trial_of("screens::another_backend", another_backend),
+        trial_of("screens::tui_limits_a_connection", tui_limits_a_connection),
+        trial_of("screens::tui_says_that_the_owner_is_stopped", tui_says_that_the_owner_is_stopped),
+        trial_of("screens::tui_finds_another_owner", tui_finds_another_owner),
         trial_of("screens::a_limit_that_does_not_hold", a_limit_that_does_not_hold),
     ]
 }
@@ -250,6 +253,92 @@ fn signals(scene: &Scene) -> Result<()> {
     Ok(())
 }
 
+/// By the nearest that there is: the process and the far end.
+fn tui_limits_a_connection(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    let mut session = screens(scene);
+    session.until("the process", |text| is_fast(text, pid));
+    session.press("\rc");
+    session.see("its traffic with");
+    session.press("1M\t1M\r");
+    session.see("limited pid:");
+    let limits = scene.status()?.limits;
+    let [report] = limits.as_slice() else { return Err(Error::failed(format!("no one limit: {limits:?}"))) };
+    let kinds: Vec<_> = report.targets.iter().map(ToString::to_string).collect();
+    let expected =
+        [format!("pid:{pid}"), "remote:".into(), format!("port:{}", scene.tcp(Version::V4).port())];
+    let is_as_expected = kinds.iter().zip(&expected).all(|(kind, expected)| kind.starts_with(expected));
+    ensure!(kinds.len() == 3 && is_as_expected, "the targets are {kinds:?}");
+    session.until("the mark of the connection", |text| {
+        text.lines().any(|line| line.starts_with('⚡') && line.contains("tcp"))
+    });
+    session.press("qe");
+    let status = session.end();
+    ensure!(status.success(), "the screens ended with {status}");
+    ensure_no_limit(scene)
+}
+
+/// It is told within seconds, nothing hangs, and everything goes on as soon as the owner does.
+fn tui_says_that_the_owner_is_stopped(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    let mut session = screens(scene);
+    session.until("the process", |text| is_fast(text, pid));
+    session.press(LIMIT);
+    session.see("limited pid:");
+    let owner = scene.owner()?;
+    let stop = |signal| {
+        nix::sys::signal::kill(owner, signal).map_err(|error| Error::failed(format!("{signal}: {error}")))
+    };
+    stop(Signal::SIGSTOP)?;
+    let taken = session.see("Old figures (key 5)").as_secs_f64();
+    // What is asked for meanwhile is refused in words, and is not taken for the answer to what comes later.
+    session.press("+");
+    session.see("is stopped, and nothing is limited meanwhile");
+    stop(Signal::SIGCONT)?;
+    ensure!(taken < 5.0, "it was said only after {taken:.1} s");
+    session.until("new figures", |text| !text.contains("Old figures"));
+    session.press("r");
+    session.see("removed the limit");
+    ensure_no_limit(scene)?;
+    session.press("u");
+    session.see("undone: limited");
+    stop(Signal::SIGSTOP)?;
+    session.see("Old figures (key 5)");
+    let begun = now();
+    session.press("qe");
+    let status = session.end();
+    let left = now() - begun;
+    stop(Signal::SIGCONT)?;
+    ensure!(status.success() && left < 4.0, "the screens ended with {status} after {left:.1} s");
+    eprintln!("said after {taken:.1} s, left after {left:.1} s");
+    let ended = now();
+    pair.ensure_free(ended, 10.0)?;
+    ensure_no_limit(scene)
+}
+
+/// In place of one that was killed.
+fn tui_finds_another_owner(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    let mut session = screens(scene);
+    session.until("the process", |text| is_fast(text, pid));
+    session.press(LIMIT);
+    session.see("limited pid:");
+    let killed = nix::sys::signal::kill(scene.owner()?, Signal::SIGKILL);
+    killed.map_err(|error| Error::failed(format!("kill the owner: {error}")))?;
+    session.see("the limits with it");
+    session.until("new figures, and fast", |text| !text.contains("Old figures") && is_fast(text, pid));
+    session.press(LIMIT);
+    session.see("limited pid:");
+    ensure_in_status(scene, &pair.target(), RATE)?;
+    session.press("qe");
+    let status = session.end();
+    ensure!(status.success(), "the screens ended with {status}");
+    ensure_no_limit(scene)
+}
+
 /// A connection from outside the cgroup, where no program sees its packets.
 fn a_limit_that_does_not_hold(scene: &Scene) -> Result<()> {
     let sink = Sink::new(scene)?;
@@ -260,8 +349,10 @@ fn a_limit_that_does_not_hold(scene: &Scene) -> Result<()> {
     let mut limit = scene.start(&format!("limit {target} -u {RATE} -d {RATE}"))?;
     limit.await_message("limited")?;
     let mut session = screens(scene);
-    // The process has no connection yet, and so no row.
-    session.see("⚡ 1 limit");
+    // The process has no connection yet, and is shown all the same.
+    session.until("the row of a limited process", |text| {
+        row(text, pid).is_some_and(|row| row.starts_with('⚡'))
+    });
     actor::go_on(&mut giver)?;
     actor::await_line(&taker, "taken")?;
     let since = now();

@@ -66,6 +66,53 @@ fn signals_leave_the_terminal_as_it_was() {
     }
 }
 
+#[test]
+fn a_terminal_that_others_had_is_taken_over_again() {
+    let (_folder, mut session) = start((80, 24), &[]);
+    session.see("curl");
+    session.signal(Signal::SIGSTOP);
+    let stat = format!("/proc/{}/stat", session.pid());
+    session.until("stopped", |_| std::fs::read_to_string(&stat).is_ok_and(|stat| stat.contains(") T ")));
+    session.set_modes_of_a_shell();
+    session.signal(Signal::SIGCONT);
+    session.until_raw();
+    session.press("4");
+    session.see("INTERFACE");
+    session.press("q");
+    assert!(session.end().success());
+}
+
+/// There is no shell here that would let it go on, so the kernel does not stop it.
+#[test]
+fn it_gives_the_terminal_back_to_be_stopped() {
+    let (_folder, mut session) = start((80, 24), &[]);
+    session.see("curl");
+    session.signal(Signal::SIGTSTP);
+    session.press("4");
+    session.see("INTERFACE");
+    session.press("q");
+    let (status, raw) = session.end_with_all();
+    assert!(status.success());
+    let raw = String::from_utf8_lossy(&raw);
+    assert_eq!(raw.matches("\x1b[?1049h").count(), 2, "taken over");
+    assert_eq!(raw.matches("\x1b[?1049l").count(), 2, "given back");
+}
+
+/// The console of the kernel is one.
+#[test]
+fn a_terminal_with_one_screen_is_wiped() {
+    let (_folder, mut session) = start((80, 24), &[("TERM", "linux")]);
+    session.see("curl");
+    session.press("q");
+    let (status, raw) = session.end_with_all();
+    assert!(status.success());
+    let raw = String::from_utf8_lossy(&raw);
+    let (before, _) = raw.split_once("curl").expect("a row");
+    assert!(before.contains("\x1b[2J"), "{before:?}");
+    let (_, after) = raw.rsplit_once("curl").expect("a row");
+    assert!(after.contains("\x1b[2J\x1b[1;1H"), "{after:?}");
+}
+
 /// Tells the test that it is the program in the terminal.
 const PANICS: &str = "CHADT_TEST_PANICS";
 

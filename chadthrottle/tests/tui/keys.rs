@@ -18,7 +18,10 @@ use ratatui::crossterm::event::{
     Event as TerminalEvent, KeyCode, KeyModifiers, MouseButton, MouseEvent, MouseEventKind,
 };
 
-use crate::{scene::Scene, stage::Stage};
+use crate::{
+    scene::Scene,
+    stage::{SIZES, Stage},
+};
 
 const CURL: u32 = 4188;
 
@@ -300,6 +303,113 @@ fn news_of_limits_are_told() {
     stage.tell(Event::News(News::OwnerGone));
     assert!(said(&stage).contains("limits with it"), "{}", said(&stage));
     assert!(!stage.text().contains('⚡'), "{}", stage.text());
+}
+
+#[test]
+fn a_connection_is_limited_by_its_far_end() {
+    let mut stage = Stage::new(80, 24, &free());
+    stage.press("/name:nginx\n\n");
+    stage.press("jc");
+    assert!(stage.text().contains("its traffic with 203.0.113.5:61033"), "{}", stage.text());
+    assert!(stage.text().contains("The nearest to one connection"), "{}", stage.text());
+    stage.press("100K\n");
+    let Step::Set(request) = stage.orders[0].step.clone() else { panic!("{:?}", stage.orders) };
+    let targets: Vec<_> = request.targets.iter().map(Target::to_string).collect();
+    assert_eq!(targets, ["pid:1034", "remote:203.0.113.5", "port:61033"]);
+    stage.answer();
+    next(&mut stage, 61);
+    let marked: Vec<_> = stage.app.shown.limits.iter().map(|limit| limit.id).collect();
+    assert_eq!(marked, [LimitId(101)]);
+    // It alone has the mark, and the process can have a limit of its own.
+    let text = stage.text();
+    let rows: Vec<_> = text.lines().filter(|line| line.contains('⚡') && line.contains("tcp")).collect();
+    assert!(rows.len() == 1 && rows[0].contains("203.0.113.5:61033"), "{text}");
+    stage.press("c");
+    assert!(stage.text().contains("Change the limit on nginx (1034)"), "{}", stage.text());
+    stage.press("\x1bt");
+    assert!(stage.text().contains(" Limit nginx (1034)"), "{}", stage.text());
+    // It is among what the row's own dialog offers, too.
+    stage.press("1M\t\t");
+    stage.key(KeyCode::Left);
+    assert!(stage.text().contains("its traffic with 203.0.113.5:61033"), "{}", stage.text());
+}
+
+#[test]
+fn a_connection_without_a_far_end_is_not_limited() {
+    let mut stage = Stage::new(80, 24, &free());
+    let mut snapshot = free().until(61).pop().expect("a snapshot");
+    snapshot.connections.iter_mut().for_each(|connection| connection.remote = None);
+    stage.tell(Event::Snapshot(Arc::new(snapshot)));
+    stage.press("/name:curl\n\nc");
+    assert!(stage.app.dialog.is_none() && said(&stage).contains("no far end"), "{}", stage.text());
+}
+
+#[test]
+fn the_cursor_stays_on_its_connection() {
+    let mut stage = Stage::new(80, 24, &free());
+    stage.press("/name:nginx\n\nj");
+    let mut snapshot = free().until(61).pop().expect("a snapshot");
+    let fast = |connection: &&mut chadthrottle::model::Connection| {
+        connection.remote.is_some_and(|remote| remote.port() == 61033)
+    };
+    snapshot.connections.iter_mut().find(fast).expect("the connection").rx_rate = 1_000_000_000;
+    stage.tell(Event::Snapshot(Arc::new(snapshot)));
+    assert_eq!(stage.app.connections.selected, 0);
+    stage.press("c");
+    assert!(stage.text().contains("203.0.113.5:61033"), "{}", stage.text());
+}
+
+#[test]
+fn old_figures_are_said_to_be_old() {
+    for (width, height) in crate::stage::SIZES {
+        let mut stage = Stage::new(width, height, &free());
+        stage.tell(Event::FeedSilent(Error::failed("the owner (process 7) is stopped")));
+        let text = stage.text();
+        assert!(text.contains("Old figures (key 5): the owner (process 7) is stopped"), "{text}");
+        assert!(text.contains("curl"), "what was known is still there: {text}");
+        next(&mut stage, 61);
+        assert!(!stage.text().contains("Old figures"), "{}", stage.text());
+    }
+    let mut stage = Stage::empty(80, 24);
+    stage.tell(Event::FeedSilent(Error::failed("the owner (process 7) is stopped")));
+    assert!(stage.text().contains("Nothing can be watched"), "{}", stage.text());
+}
+
+#[test]
+fn what_is_not_now_is_marked_in_any_size() {
+    for (width, height) in SIZES {
+        let mut stage = Stage::new(width, height, &free());
+        for (key, screen) in [("", "processes"), ("2", "detail"), ("5", "backends")] {
+            stage.press(key);
+            assert!(!stage.text().contains("FROZEN"));
+            stage.press(" ");
+            assert!(stage.text().contains(" FROZEN"), "{screen} {width}x{height}:\n{}", stage.text());
+            stage.press(" ");
+        }
+        stage.tell(Event::FeedOver(None));
+        assert!(stage.text().contains(" end of recording"), "{width}x{height}:\n{}", stage.text());
+    }
+}
+
+#[test]
+fn what_a_filter_lacks_is_said_in_whole() {
+    let mut stage = Stage::new(60, 15, &free());
+    // What was typed before the colon hides everything.
+    stage.press("/zzz foo:x");
+    let text = stage.text();
+    assert!(text.contains("This is no filter yet: unknown key 'foo'"), "{text}");
+    assert!(!text.contains("Nothing matches"), "{text}");
+}
+
+#[test]
+fn a_time_that_no_calendar_has_is_unknown() {
+    let mut stage = Stage::new(80, 24, &free());
+    let mut snapshot = free().until(61).pop().expect("a snapshot");
+    snapshot.processes.iter_mut().for_each(|process| process.start_time = u64::MAX);
+    stage.tell(Event::Snapshot(Arc::new(snapshot)));
+    stage.press("g\n");
+    let text = stage.text();
+    assert!(text.lines().any(|line| line.contains("Started") && line.contains("unknown")), "{text}");
 }
 
 #[test]

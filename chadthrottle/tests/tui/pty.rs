@@ -19,7 +19,7 @@ use nix::{
     pty::{Winsize, openpty},
     sys::{
         signal::{Signal, kill},
-        termios::{LocalFlags, Termios, tcgetattr},
+        termios::{LocalFlags, SetArg, Termios, tcgetattr, tcsetattr},
     },
     unistd::Pid,
 };
@@ -148,6 +148,20 @@ impl Session {
 
     pub fn signal(&self, signal: Signal) {
         kill(self.pid(), signal).expect("it runs");
+    }
+
+    /// Sets the modes that a shell wants, as one does while the program is stopped.
+    pub fn set_modes_of_a_shell(&self) {
+        tcsetattr(&self.theirs, SetArg::TCSANOW, &self.before).expect("the terminal takes modes");
+    }
+
+    /// Waits until keys come one by one.
+    pub fn until_raw(&mut self) {
+        let theirs = self.theirs.try_clone().expect("a descriptor");
+        self.until("single keys", |_| {
+            let modes = tcgetattr(&theirs).expect("the terminal's modes");
+            !modes.local_flags.intersects(LocalFlags::ICANON | LocalFlags::ECHO)
+        });
     }
 
     /// Its process.

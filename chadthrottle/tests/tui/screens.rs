@@ -84,6 +84,19 @@ fn limit_dialog() {
 }
 
 #[test]
+fn limit_dialog_of_a_connection() {
+    of_default("limit_dialog_of_a_connection", "/name:nginx\n\njc");
+}
+
+#[test]
+fn old_figures() {
+    pictures("old_figures", &Scene::default(), |stage| {
+        let text = "the owner (process 4243) is stopped, and nothing is limited meanwhile: 'kill -CONT 4243' lets it go on";
+        stage.tell(Event::FeedSilent(Error::failed(text)));
+    });
+}
+
+#[test]
 fn limit_dialog_refuses() {
     of_default("limit_dialog_refuses", "t5Mb\n");
 }

@@ -61,6 +61,8 @@ pub struct Machine<'a> {
     pub name: &'a str,
     /// The kernel's bootable image.
     pub vmlinuz: &'a Path,
+    /// What else the kernel is told.
+    pub options: &'a str,
     /// The file with everything else.
     pub initramfs: &'a Path,
     /// Where to write what it prints.
@@ -119,7 +121,7 @@ impl Machine<'_> {
                 .arg("-initrd")
                 .arg(self.initramfs)
                 // A kernel that crashed would go on, but prove nothing: oops=panic, and panic=-1 with -no-reboot ends it.
-                .args(["-append", &format!("console=ttyS0 oops=panic panic=-1 {messages}")])
+                .args(["-append", &format!("console=ttyS0 oops=panic panic=-1 {messages} {}", self.options)])
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())
                 .spawn()

@@ -25,6 +25,14 @@ pub struct Kernel {
     pub release: String,
 }
 
+impl Kernel {
+    /// What it has to be told at its start. The machines have no cmpxchg16b, and newer kernels (7.2) have no memory
+    /// then for what a socket carries in eBPF, unless all memory is checked for errors.
+    pub fn options(&self) -> &'static str {
+        if self.release.starts_with("5.") || self.release.starts_with("6.") { "" } else { "slab_debug=Z" }
+    }
+}
+
 /// Fetches and unpacks the newest cloud kernel of each version, in that order. What is there already is
 /// not fetched again.
 pub fn fetch(cache: &Path, versions: &[String]) -> Result<Vec<Kernel>> {

@@ -29,11 +29,11 @@ const PACKAGES: [&str; 6] =
     ["qemu-system-x86", "busybox-static", "kmod", "xz-utils", "zstd", "debian-archive-keyring"];
 
 /// The kernels that every change has to pass on.
-pub const USUAL: [&str; 2] = ["6.1", "6.12"];
+pub const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 /// The tests that every change has to pass there: of each thing that depends on the kernel one, chosen for how much
 /// it shows in its time. The others run with `--all`.
-const USUAL_TESTS: [&str; 8] = [
+const USUAL_TESTS: [&str; 13] = [
     // Which backends there are, and what they lack.
     "kernels::what_there_is",
     // Both directions, TCP and UDP, IPv4 and IPv6; sockets that are older than the limit, and new ones.
@@ -45,11 +45,18 @@ const USUAL_TESTS: [&str; 8] = [
     "targets::unit",
     "cleanup::killed_owner",
     "backends::nftables::open_connections",
+    // What the monitor lacks, that it says so, and that it lacks nothing else: long and short ways into the kernel, and
+    // who uses a socket that several processes hold.
+    "kernels::what_the_monitors_lack",
+    "monitor::long_tcp",
+    "monitor::udp_unconnected",
+    "monitor::sendfile",
+    "monitor::prefork_workers",
 ];
 
 /// Parts of names of tests that cannot pass on a kernel, for what it has not; `kernels::what_there_is` makes sure that
 /// it has not.
-const LACKS: [(&str, &[&str]); 1] = [("5.10", &["mptcp", "nftables"])];
+const LACKS: [(&str, &[&str]); 1] = [("5.10", &["mptcp", "nftables", "monitor::"])];
 
 /// What `vm` takes.
 #[derive(Args)]
@@ -107,6 +114,7 @@ pub fn run(options: &Options) -> Result<()> {
         let machine = boot::Machine {
             name: version,
             vmlinuz: &kernel.vmlinuz,
+            options: kernel.options(),
             initramfs: &image,
             log: &log,
             kernel_messages: options.kernel_messages,
@@ -225,7 +233,7 @@ mod tests {
         assert!(!usual("5.10").contains("nftables"));
         let filter = vec!["coverage".to_owned(), "backends".to_owned()];
         let some = guest_commands("5.10", &Options { filter, ..Options::default() });
-        assert!(some.contains(" --skip 'mptcp' --skip 'nftables' 'coverage' || code=1\n"));
+        assert!(some.contains(" --skip 'mptcp' --skip 'nftables' --skip 'monitor::' 'coverage' || code=1\n"));
         assert!(some.contains(" 'backends' || "));
     }
 }

@@ -32,7 +32,7 @@ use crate::{
         bpf::{self, Events, Loaded, counters::Taps},
         cgroup, clock, fault, process,
     },
-    model::{Counters, Direction, Escape, Limit, LimitId, Narrowing, PerDirection, Target},
+    model::{Counters, Direction, Escape, Limit, LimitId, Narrowing, Notice, PerDirection, Target},
 };
 
 const CONFIGS: &str = "CGROUP_CONFIGS";
@@ -172,7 +172,7 @@ impl Holder {
         Ok(())
     }
 
-    pub fn start_counting(&mut self) -> Result<(Taps, Vec<String>)> {
+    pub fn start_counting(&mut self) -> Result<(Taps, Vec<Notice>)> {
         self.loaded.start_counting(&self.cgroup)
     }
 

@@ -19,7 +19,7 @@ use super::{Applied, Backend, Checked, Driver, Priority, Site};
 use crate::{
     error::Result,
     kernel::{bpf::counters::Taps, fault},
-    model::{Counters, Direction, Limit, LimitId},
+    model::{Counters, Direction, Limit, LimitId, Notice},
 };
 
 mod check;
@@ -96,8 +96,8 @@ pub struct Counted {
     pub counting: Counting,
     /// What to read by.
     pub taps: Taps,
-    /// What this kernel lacks, and what that costs.
-    pub lacks: Vec<String>,
+    /// What is not counted right, for want of what.
+    pub lacks: Vec<Notice>,
     /// Whether the packets of all processes of the host are seen.
     pub sees_all: bool,
 }

@@ -11,12 +11,15 @@ use std::{
 use aya::{
     Btf as AyaBtf,
     maps::Map,
-    programs::{Program, tp_btf::BtfTracePointLink},
+    programs::{Program, fentry::FEntryLink, tp_btf::BtfTracePointLink},
 };
 use chadthrottle_common::abi::{CountKey, CountRecord, KERNEL, OTHER, ProcessCount, SpareCount};
 
 use super::{Btf, CgroupHook, Loaded, Plain, attach, read_plain, sys, tracepoint_of};
-use crate::error::{Context, Error, Kind, Result};
+use crate::{
+    error::{Context, Error, Kind, Result},
+    model::Notice,
+};
 
 pub(super) const EGRESS: &str = "count_egress";
 pub(super) const INGRESS: &str = "count_ingress";
@@ -49,29 +52,69 @@ const NEEDED: &[&str] = &[
     "forget_counted",
 ];
 
-/// Programs that see who uses a socket, best set first.
-const ADOPTERS: &[&[&str]] = &[
-    &["own_on_send", "own_on_receive", "own_while_sending"],
-    &["own_on_send", "own_on_receive"],
-    &["own_on_tcp_read"],
+/// Programs that see who uses a socket, and what it costs to have no better ones.
+struct Adopters {
+    programs: &'static [&'static str],
+    lack: Option<&'static str>,
+}
+
+/// How the names of programs at functions begin.
+const AT_FUNCTION: &str = "own_at_";
+
+/// Best set first. Functions can be watched where the kernel was built for it; `inet_sendpage` is gone since 6.5.
+const ADOPTERS: &[Adopters] = &[
+    Adopters { programs: &["own_on_send", "own_on_receive", "own_while_sending"], lack: None },
+    Adopters {
+        programs: &["own_at_send", "own_at_send6", "own_at_receive", "own_at_receive6", "own_at_sendfile"],
+        lack: None,
+    },
+    Adopters {
+        programs: &["own_at_send", "own_at_send6", "own_at_receive", "own_at_receive6", "own_on_send"],
+        lack: None,
+    },
+    Adopters {
+        programs: &["own_on_send", "own_on_receive"],
+        lack: Some(
+            "when a socket changes hands, the first call that sends on it is counted for who had it before",
+        ),
+    },
+    Adopters {
+        programs: &["own_on_tcp_read"],
+        lack: Some("a process that sends before it reads on a socket it inherited is counted for its parent"),
+    },
+    Adopters {
+        programs: &[],
+        lack: Some("bytes of a socket that several processes use go to the one that held it first"),
+    },
 ];
 
-/// Which kernels have what the best of the programs that find who uses a socket takes.
-pub const ADOPTERS_WANT: &str = "sock_send_length came with Linux 6.3, tcp_sendmsg_locked with 6.16";
+/// What the best of the programs that find who uses a socket take.
+const ADOPTERS_WANT: &str = "watching functions takes CONFIG_FUNCTION_TRACER; sock_send_length came with Linux 6.3, tcp_sendmsg_locked with 6.16";
 
 /// What is there of it.
 pub(super) struct Counters {
     /// What the kernel's types lack.
     missing: Vec<String>,
-    /// The set of [`ADOPTERS`] that this kernel takes; `None`: not tried yet.
-    adopters: Option<&'static [&'static str]>,
+    /// The first of [`ADOPTERS`] that this kernel takes, as far as has been tried.
+    adopters: usize,
     at_cgroup: Vec<OwnedFd>,
     at_tracepoints: Vec<BtfTracePointLink>,
+    at_functions: Vec<FEntryLink>,
+    /// Why a function can't be watched.
+    refused: Option<String>,
 }
 
 impl Counters {
     pub fn new(missing: Vec<String>) -> Self {
-        Self { missing, adopters: None, at_cgroup: Vec::new(), at_tracepoints: Vec::new() }
+        Self {
+            missing,
+            // A test begins with worse ones.
+            adopters: crate::kernel::fault::setting("WATCHERS").map_or(0, |first| first as usize),
+            at_cgroup: Vec::new(),
+            at_tracepoints: Vec::new(),
+            at_functions: Vec::new(),
+            refused: None,
+        }
     }
 }
 
@@ -98,15 +141,26 @@ pub(super) fn iterates_over(program: &str) -> &'static str {
 impl Plain for CountRecord {}
 
 impl Loaded {
-    /// Loads the programs that count and attaches them. Returns what to read by, and what this kernel lacks.
-    pub fn start_counting(&mut self, cgroup: &Path) -> Result<(Taps, Vec<String>)> {
+    /// Loads the programs that count and attaches them. Returns what to read by, and what is not
+    /// counted right for want of something.
+    pub fn start_counting(&mut self, cgroup: &Path) -> Result<(Taps, Vec<Notice>)> {
         if let Some(missing) = self.counters.missing.first() {
             return Err(Error::new(Kind::NoBackend, missing.clone()));
         }
-        let lacks = self.load_counters()?;
-        let attached = self.attach_counters(cgroup).and_then(|()| self.taps());
+        let types = self.take_types()?;
+        for name in NEEDED {
+            self.load_one(name, &types).map_err(|error| match error.kind {
+                Kind::NoBackend => {
+                    Error::caused(error.kind, "counting every packet takes Linux 5.12", &error)
+                }
+                _ => error,
+            })?;
+        }
+        let attached = self.attach_counters(cgroup, &types).and_then(|()| self.taps());
+        let lack =
+            ADOPTERS.get(self.counters.adopters).and_then(|set| set.lack).map(|lack| self.notice(lack));
         match attached {
-            Ok(taps) => Ok((taps, lacks)),
+            Ok(taps) => Ok((taps, lack.into_iter().collect())),
             Err(error) => {
                 self.stop_counting();
                 Err(error)
@@ -114,49 +168,58 @@ impl Loaded {
         }
     }
 
-    fn load_counters(&mut self) -> Result<Vec<String>> {
-        let types = AyaBtf::from_sys_fs()
-            .map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
-        for name in NEEDED {
-            self.load_one(name, &types)?;
-        }
-        let set = match self.counters.adopters {
-            Some(set) => set,
-            None => {
-                let takes = |set: &&&[&str]| set.iter().all(|name| self.load_one(name, &types).is_ok());
-                ADOPTERS.iter().find(takes).copied().unwrap_or_default()
+    /// Loads and attaches the best programs that see who uses a socket.
+    fn watch_users(&mut self, types: &AyaBtf) {
+        while let Some(set) = ADOPTERS.get(self.counters.adopters) {
+            let (tracepoints, functions) =
+                (self.counters.at_tracepoints.len(), self.counters.at_functions.len());
+            let tried = set
+                .programs
+                .iter()
+                .try_for_each(|name| self.load_one(name, types).and_then(|()| self.attach_counter(name)));
+            let Err(reason) = tried else { return };
+            tracing::info!("watch who uses sockets: {reason}");
+            if set.programs.iter().any(|name| name.starts_with(AT_FUNCTION))
+                && self.counters.refused.is_none()
+            {
+                self.counters.refused = Some(reason.causes.last().unwrap_or(&reason.message).clone());
             }
-        };
-        self.counters.adopters = Some(set);
-        Ok(if set == ADOPTERS[0] {
-            Vec::new()
-        } else if set == ADOPTERS[1] {
-            vec!["when a socket changes hands, the first call that sends on it is counted for who had it before".into()]
-        } else if set.is_empty() {
-            vec!["bytes of a socket that several processes use go to the one that held it first".into()]
-        } else {
-            vec![
-                "a process that sends before it reads on a socket it inherited is counted for its parent"
-                    .into(),
-            ]
-        })
+            self.counters.at_tracepoints.truncate(tracepoints);
+            self.counters.at_functions.truncate(functions);
+            self.counters.adopters += 1;
+        }
     }
 
-    fn attach_counters(&mut self, cgroup: &Path) -> Result<()> {
+    fn notice(&self, lack: &str) -> Notice {
+        let refused = self.counters.refused.as_deref().map(|reason| format!(", and functions: {reason}"));
+        let why = format!("this kernel has no tracepoints for it{}", refused.unwrap_or_default());
+        Notice { what: lack.into(), why, mend: Some(format!("a newer kernel: {ADOPTERS_WANT}")) }
+    }
+
+    /// Attaches a program to its tracepoint or function.
+    fn attach_counter(&mut self, name: &str) -> Result<()> {
+        let failed = |cause: &dyn std::error::Error| {
+            Error::caused(Kind::Failed, format!("attach {name} to {}", tracepoint_of(name)), cause)
+        };
+        match self.ebpf.program_mut(name) {
+            Some(Program::BtfTracePoint(program)) => {
+                let link = program.attach().map_err(|cause| failed(&cause))?;
+                self.counters.at_tracepoints.push(program.take_link(link).map_err(|cause| failed(&cause))?);
+            }
+            Some(Program::FEntry(program)) => {
+                let link = program.attach().map_err(|cause| failed(&cause))?;
+                self.counters.at_functions.push(program.take_link(link).map_err(|cause| failed(&cause))?);
+            }
+            _ => return Err(Error::failed(format!("the eBPF object has no tracing program {name}"))),
+        }
+        Ok(())
+    }
+
+    fn attach_counters(&mut self, cgroup: &Path, types: &AyaBtf) -> Result<()> {
         let directory = File::open(cgroup).context(format!("open cgroup {}", cgroup.display()))?;
         // Whoever uses or ends a socket from now on is seen; only then packets are counted.
-        let adopters = self.counters.adopters.unwrap_or_default();
-        for name in ["fold_tcp"].iter().chain(adopters) {
-            let failed = |cause: &dyn std::error::Error| {
-                Error::caused(Kind::Failed, format!("attach {name} to {}", tracepoint_of(name)), cause)
-            };
-            let Some(Program::BtfTracePoint(program)) = self.ebpf.program_mut(name) else {
-                return Err(Error::failed(format!("the eBPF object has no tracepoint program {name}")));
-            };
-            let link = program.attach().map_err(|cause| failed(&cause))?;
-            let link = program.take_link(link).map_err(|cause| failed(&cause))?;
-            self.counters.at_tracepoints.push(link);
-        }
+        self.attach_counter("fold_tcp")?;
+        self.watch_users(types);
         for (name, hook) in [
             ("fold_released", CgroupHook::SocketRelease),
             ("own_new_socket", CgroupHook::SocketCreate),
@@ -213,6 +276,7 @@ impl Loaded {
     pub fn stop_counting(&mut self) {
         self.counters.at_cgroup.clear();
         self.counters.at_tracepoints.clear();
+        self.counters.at_functions.clear();
         let forgotten = self.program_fd("forget_counted").and_then(|program| {
             let owners = self.map_fd("OWNERS")?;
             run_over(program, owners.as_fd()).context("take the counts off all sockets")

@@ -3,8 +3,11 @@
 use std::{
     fs::File,
     io::{self, Read},
+    net::{Ipv4Addr, UdpSocket},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    panic::resume_unwind,
     path::Path,
+    thread::{self, ScopedJoinHandle},
 };
 
 use aya::{
@@ -12,7 +15,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, RingBuf},
     programs::{CgroupSkb, Program, ProgramError},
 };
-use chadthrottle_common::abi::{BucketChange, Event, ProcessEntry, SocketRecord, State};
+use chadthrottle_common::abi::{BucketChange, Event, ProcessEntry, SocketRecord, State, TAG_TOLD, Tag};
 
 use super::{btf::Btf, caps};
 use crate::error::{Context, Error, Kind, Result};
@@ -74,6 +77,44 @@ pub struct Loaded {
     /// What this kernel lacks, and what that costs.
     pub degraded: Vec<String>,
     counters: counters::Counters,
+    /// Until programs have been loaded: they take some megabytes.
+    types: Option<AyaBtf>,
+}
+
+/// What the programs are told of the kernel's structs.
+struct Offsets {
+    /// By the names of their globals.
+    globals: Vec<(&'static str, u32)>,
+    scale_shift: u32,
+    /// What only the monitor has to do without.
+    unknown: Vec<String>,
+}
+
+impl Offsets {
+    fn find() -> Result<Self> {
+        let kernel = Btf::from_kernel()?;
+        let mut globals = FIELDS
+            .iter()
+            .chain(rules::FIELDS)
+            .map(|(global, name, path)| Ok((*global, kernel.offset(name, path)?)))
+            .collect::<Result<Vec<_>>>()?;
+        let (known, unknown) = counters::offsets(&kernel);
+        globals.extend(known);
+        let rx_device = RX_DEVICE.iter().find_map(|(name, path)| kernel.offset(name, path).ok()).unwrap_or(0);
+        globals.push(("SK_RX_DEVICE", rx_device));
+        let scale_shift = kernel.bit_offset("tcp_sock", "rx_opt.rcv_wscale")? % 8;
+        Ok(Self { globals, scale_shift, unknown })
+    }
+}
+
+/// The kernel's types in the form in which programs are loaded by them.
+fn kernel_types() -> Result<AyaBtf> {
+    AyaBtf::from_sys_fs().map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))
+}
+
+/// What a thread came to; its panic goes on here.
+fn joined<T>(thread: ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| resume_unwind(panic))
 }
 
 /// Loads the maps and the programs of limits into the kernel; attaches nothing.
@@ -95,23 +136,20 @@ pub fn load_maps() -> Result<Loaded> {
         nix::sys::resource::RLIM_INFINITY,
         nix::sys::resource::RLIM_INFINITY,
     );
-    let kernel = Btf::from_kernel()?;
-    let mut offsets = FIELDS
-        .iter()
-        .chain(rules::FIELDS)
-        .map(|(global, name, path)| Ok((*global, kernel.offset(name, path)?)))
-        .collect::<Result<Vec<_>>>()?;
-    // Without one of these only the monitor has to do with less.
-    let (known, unknown) = counters::offsets(&kernel);
-    offsets.extend(known);
-    let rx_device = RX_DEVICE.iter().find_map(|(name, path)| kernel.offset(name, path).ok()).unwrap_or(0);
-    let scale_shift = kernel.bit_offset("tcp_sock", "rx_opt.rcv_wscale")? % 8;
+    let mut loader = None;
+    // Each reads the kernel's types, some megabytes: on two processors two of them take the time of one.
+    let (offsets, types) = thread::scope(|scope| {
+        let offsets = scope.spawn(Offsets::find);
+        let types = scope.spawn(kernel_types);
+        loader = Some(EbpfLoader::new());
+        (joined(offsets), joined(types))
+    });
+    let (Offsets { globals, scale_shift, unknown }, types) = (offsets?, types?);
     let have_mptcp = has_helper(MPTCP_HELPER);
-    let mut loader = EbpfLoader::new();
-    for (name, offset) in &offsets {
+    let mut loader = loader.unwrap_or_default();
+    for (name, offset) in &globals {
         loader.override_global(name, offset, true);
     }
-    loader.override_global("SK_RX_DEVICE", &rx_device, true);
     loader.override_global("TCP_RCV_WSCALE_SHIFT", &scale_shift, true);
     let mptcp = u32::from(have_mptcp);
     loader.override_global("HAVE_MPTCP", &mptcp, true);
@@ -131,6 +169,7 @@ pub fn load_maps() -> Result<Loaded> {
         ingress: "limit_ingress",
         degraded: Vec::new(),
         counters: counters::Counters::new(unknown),
+        types: Some(types),
     };
     super::fault::point("ebpf.loaded");
     Ok(loaded)
@@ -186,8 +225,8 @@ pub fn check_ebpf_support() -> Result<()> {
 impl Loaded {
     /// Loads the programs of limits, if they are not loaded yet.
     pub fn load_programs(&mut self) -> Result<()> {
-        let types = AyaBtf::from_sys_fs()
-            .map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
+        self.try_tag()?;
+        let types = self.take_types()?;
         for name in NEEDED {
             self.load_one(name, &types)?;
         }
@@ -240,6 +279,11 @@ impl Loaded {
         Ok(())
     }
 
+    /// What was read for loading the maps, for the first who asks.
+    fn take_types(&mut self) -> Result<AyaBtf> {
+        self.types.take().map_or_else(kernel_types, Ok)
+    }
+
     fn load_one(&mut self, name: &str, types: &AyaBtf) -> Result<()> {
         let program = self
             .ebpf
@@ -249,6 +293,7 @@ impl Loaded {
             Program::CgroupSkb(program) => program.load(),
             Program::CgroupSock(program) => program.load(),
             Program::BtfTracePoint(program) => program.load(tracepoint_of(name), types),
+            Program::FEntry(program) => program.load(tracepoint_of(name), types),
             Program::Iter(program) => {
                 let over = match name {
                     "review_processes" => "task",
@@ -366,6 +411,15 @@ impl Loaded {
             epoch: state.epoch.wrapping_add(moves),
         };
         walk.run(tgid)
+    }
+
+    /// Tags a socket of our own. Some kernels can load and attach everything, and then have no memory for tags.
+    fn try_tag(&self) -> Result<()> {
+        let what = "tag a socket (without cmpxchg16b, or the like on other processors, newer kernels can't)";
+        let failed = |cause| Error::caused(Kind::NoBackend, what, &cause);
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("open a socket")?;
+        let tag = Tag { flags: TAG_TOLD, ..Tag::default() };
+        sys::set_socket_value(self.storage("TAGS")?, socket.as_fd(), &tag).map_err(failed)
     }
 
     fn storage(&self, name: &str) -> Result<BorrowedFd<'_>> {
@@ -507,6 +561,7 @@ fn read_plain<T: Plain>(bytes: &[u8]) -> T {
     unsafe { std::ptr::read_unaligned(bytes.as_ptr().cast()) }
 }
 
+/// The tracepoint or function that a program watches.
 fn tracepoint_of(program: &str) -> &'static str {
     match program {
         "follow_fork" => "sched_process_fork",
@@ -516,6 +571,11 @@ fn tracepoint_of(program: &str) -> &'static str {
         "adopt_on_tcp_read" | "own_on_tcp_read" => "tcp_rcv_space_adjust",
         "own_while_sending" => "tcp_sendmsg_locked",
         "fold_tcp" => "tcp_destroy_sock",
+        "own_at_send" => "inet_sendmsg",
+        "own_at_send6" => "inet6_sendmsg",
+        "own_at_sendfile" => "inet_sendpage",
+        "own_at_receive" => "inet_recvmsg",
+        "own_at_receive6" => "inet6_recvmsg",
         other => rules::tracepoint_of(other).unwrap_or("no such tracepoint"),
     }
 }

@@ -9,7 +9,6 @@ use std::{
     path::Path,
 };
 
-use aya::Btf as AyaBtf;
 use chadthrottle_common::rules::{FileRecord, NumberKey, ProcessRecord};
 
 use super::{Loaded, Plain, read_plain, sys};
@@ -61,8 +60,7 @@ impl Loaded {
         if self.follows_rules {
             return Ok(());
         }
-        let types = AyaBtf::from_sys_fs()
-            .map_err(|cause| Error::caused(Kind::NoBackend, "read the kernel's BTF", &cause))?;
+        let types = self.take_types()?;
         for name in TRACEPOINTS.iter().map(|(name, _)| *name).chain(["review_processes", "tell_files"]) {
             self.load_one(name, &types)?;
         }

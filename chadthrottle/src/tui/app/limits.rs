@@ -4,7 +4,7 @@ use ratatui::crossterm::event::KeyEvent;
 
 use super::{App, Screen, Tone};
 use crate::{
-    model::{LimitReport, RowKey},
+    model::{Connection, LimitReport, RowKey},
     output::{escape, limits},
     tui::{
         book::Suspended,
@@ -120,7 +120,7 @@ impl App {
         let Some((key, members, label)) = self.row() else {
             return self.say(Tone::Plain, "there is nothing to limit");
         };
-        let choices = subject::choices(&self.shown, &key, &members);
+        let mut choices = subject::choices(&self.shown, &key, &members);
         if choices.is_empty() {
             let ended = members.iter().all(|index| !self.shown.processes[*index].alive);
             let why = if ended { "it has ended" } else { "this traffic belongs to no process" };
@@ -132,9 +132,43 @@ impl App {
             RowKey::Process(process) => format!("{} ({})", escape(&label), process.pid),
             _ => escape(&label),
         };
-        let changes = subject::limit_of(&self.shown, &key, &members).cloned();
+        // A limit on some of its traffic is no limit on the row; that is changed by its connection, or on screen 3.
+        let changes = subject::limit_of(&self.shown, &key, &members);
+        let changes = changes.filter(|limit| !subject::is_narrow(&limit.targets)).cloned();
+        if self.screen == Screen::Detail {
+            let selected = self.selected_connection();
+            choices.extend(selected.and_then(|one| subject::connection_choice(&self.shown, one).ok()));
+        }
         self.dialog = Some(LimitDialog::new(title, choices, preferred, changes));
         self.processes.follow();
+    }
+
+    /// The connection that is selected on the detail screen.
+    fn selected_connection(&self) -> Option<&Connection> {
+        let subject = self.subject.as_ref()?;
+        subject.connections(&self.shown).get(self.connections.selected).copied()
+    }
+
+    pub(super) fn open_connection_dialog(&mut self) {
+        if !self.may_limit() {
+            return;
+        }
+        let Some(connection) = self.selected_connection() else {
+            return self.say(Tone::Plain, "there is no connection to limit; t limits the process");
+        };
+        let choice = match subject::connection_choice(&self.shown, connection) {
+            Ok(choice) => choice,
+            Err(why) => return self.say(Tone::Warning, why),
+        };
+        let owner = self.shown.process(connection.owner);
+        let title =
+            owner.map_or_else(String::new, |owner| format!("{} ({})", escape(&owner.name), owner.pid));
+        let same = |limit: &&LimitReport| subject::is_same(&limit.targets, &choice.targets);
+        let changes = self.shown.limits.iter().rfind(same).cloned();
+        // Then its process, and whatever else that belongs to.
+        let mut choices = subject::choices(&self.shown, &RowKey::Process(connection.owner), &[]);
+        choices.insert(0, choice);
+        self.dialog = Some(LimitDialog::new(title, choices, 0, changes));
     }
 
     pub(super) fn dialog_key(&mut self, action: Option<Action>, key: KeyEvent) -> Vec<Effect> {

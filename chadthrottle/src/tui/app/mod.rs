@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    model::{RowKey, Snapshot},
+    model::{Connection, RowKey, Snapshot},
     output::{backends::BackendReport, escape},
     owner::protocol::LimitRequest,
 };
@@ -124,6 +124,8 @@ pub enum Feed {
     Waiting,
     /// They come.
     Live,
+    /// They came, and have not for a while; why, escaped. What is shown is old.
+    Silent(String),
     /// There are no more.
     Over,
     /// They can't be had; escaped.
@@ -176,6 +178,8 @@ pub struct App {
     pub subject: Option<Subject>,
     /// Where we are among its connections.
     pub connections: Cursor,
+    /// The connection that the cursor was moved to, by its id: it stays there when their order changes.
+    connection: Option<u64>,
     /// What backends there are; `None`: nobody knows yet.
     pub backends: Option<Result<Vec<BackendReport>, Error>>,
     /// The filter while it is typed.
@@ -212,6 +216,7 @@ impl App {
             text: Cursor::default(),
             subject: None,
             connections: Cursor::default(),
+            connection: None,
             backends: None,
             filter: None,
             dialog: None,
@@ -257,8 +262,13 @@ impl App {
                 self.rebuild();
             }
             Event::Terminal(TerminalEvent::Paste(text)) => self.paste(&text),
-            Event::Terminal(_) => {}
+            Event::Terminal(_) | Event::Suspend | Event::Continue => {}
             Event::Snapshot(snapshot) => self.take_in(snapshot),
+            Event::FeedSilent(error) => {
+                let why = escape(&error.to_string());
+                // Without a first snapshot there is nothing old to look at.
+                self.feed = if self.latest.is_some() { Feed::Silent(why) } else { Feed::Failed(why) };
+            }
             Event::FeedOver(None) => self.feed = Feed::Over,
             Event::FeedOver(Some(error)) => self.feed = Feed::Failed(escape(&error.to_string())),
             Event::Answer(answer) => {
@@ -345,6 +355,25 @@ impl App {
         self.processes.rebuild(&self.shown, height);
         self.limits.step(0, self.limit_lines().len(), height);
         self.interfaces.step(0, self.shown.interfaces.len(), height);
+        if self.screen == Screen::Detail {
+            self.follow_connection();
+        }
+    }
+
+    fn follow_connection(&mut self) {
+        let Some(subject) = &self.subject else { return };
+        let connections = subject.connections(&self.shown);
+        let is_it = |connection: &&Connection| Some(connection.id) == self.connection;
+        let place = connections.iter().position(is_it).unwrap_or(self.connections.selected);
+        self.connections.to(place, connections.len(), super::detail::connections_seen(self.size));
+    }
+
+    /// Goes to a line of the connections.
+    fn go_to_connection(&mut self, line: usize) {
+        let Some(subject) = &self.subject else { return };
+        let connections = subject.connections(&self.shown);
+        self.connections.to(line, connections.len(), super::detail::connections_seen(self.size));
+        self.connection = connections.get(self.connections.selected).map(|connection| connection.id);
     }
 
     /// How many lines of a table with a heading are seen.
@@ -427,6 +456,7 @@ impl App {
                 self.say(Tone::Plain, format!("theme: {}", self.theme.name()));
             }
             Action::Limit => self.open_dialog(),
+            Action::LimitConnection => self.open_connection_dialog(),
             Action::Raise => return self.scale(110),
             Action::Lower => return self.scale(90),
             Action::Remove => return self.remove(),
@@ -474,7 +504,7 @@ impl App {
                 selected.filter(|_| self.screen == Screen::Processes || self.subject.is_none())
             {
                 self.subject = Some(Subject::of(entry, self.processes.grouping));
-                self.connections = Cursor::default();
+                (self.connections, self.connection) = (Cursor::default(), None);
                 self.processes.follow();
             }
         }
@@ -507,10 +537,8 @@ impl App {
             Screen::Limits => self.limits.step(lines, self.limit_lines().len(), height),
             Screen::Interfaces => self.interfaces.step(lines, self.shown.interfaces.len(), height),
             Screen::Detail => {
-                let length =
-                    self.subject.as_ref().map_or(0, |subject| subject.connections(&self.shown).len());
-                let height = super::detail::connections_seen(self.size);
-                self.connections.step(lines, length, height);
+                // At the ends it stops by itself.
+                self.go_to_connection(self.connections.selected.saturating_add_signed(lines));
             }
             Screen::Backends | Screen::Help => {
                 let length = super::views::text_length(self);

@@ -6,7 +6,7 @@ use ratatui::{
 };
 
 use super::{App, Screen};
-use crate::tui::{columns, dialog::Field, event::Effect, keymap::Context, layout, views};
+use crate::tui::{columns, detail, dialog::Field, event::Effect, keymap::Context, layout, views};
 
 /// Lines that a turn of the wheel scrolls.
 const WHEEL: isize = 3;
@@ -69,6 +69,12 @@ impl App {
             (Screen::Limits, 1..) => {
                 let (length, height) = (self.limit_lines().len(), self.rows_seen());
                 self.limits.to(self.limits.offset + line - 1, length, height);
+            }
+            (Screen::Detail, _) => {
+                let area = detail::areas(self.size).connections;
+                if let Some(line) = at.y.checked_sub(area.y + 1) {
+                    self.go_to_connection(self.connections.offset + usize::from(line));
+                }
             }
             (Screen::Interfaces, 1..) => {
                 let (length, height) = (self.shown.interfaces.len(), self.rows_seen());

@@ -7,12 +7,18 @@ use crate::{
     backend::Probe,
     model::Direction,
     output::{backends::BackendReport, escape, number},
+    tui::app::Feed,
 };
 
 /// Everything there is to say, to be scrolled.
 pub fn lines(view: &View) -> Vec<Line<'static>> {
     let theme = view.theme;
-    let mut lines = choices(view);
+    let mut lines = Vec::new();
+    if let Feed::Silent(why) = &view.app.feed {
+        lines.push(Line::styled(format!(" ! Old figures: {why}"), theme.alarm));
+        lines.push(Line::default());
+    }
+    lines.extend(choices(view));
     match &view.app.backends {
         None => lines.push(Line::styled(" Trying …", theme.dim)),
         Some(Err(error)) => lines.push(Line::styled(format!(" {}", escape(&error.to_string())), theme.alarm)),

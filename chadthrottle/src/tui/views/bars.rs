@@ -26,21 +26,31 @@ pub fn tabs(view: &View, frame: &mut Frame, area: Rect) {
     if tabs.first().is_some_and(|(_, _, first)| first.x > 0) {
         frame.render_widget(Span::styled(" ChadThrottle", theme.title), area);
     }
-    let mut end = 0;
     for (screen, text, area) in tabs {
         let style = if screen == view.app.screen { theme.tab } else { theme.dim };
         frame.render_widget(Span::styled(text, style), area);
-        end = area.right();
     }
-    let state = match &view.app.feed {
+    if let Some(state) = state(view).filter(|state| fits_beside_tabs(state, area.width)) {
+        frame.render_widget(Line::from(state).alignment(Alignment::Right), area);
+    }
+}
+
+/// Why the figures are not those of this moment.
+fn state(view: &View) -> Option<Span<'static>> {
+    let theme = view.theme;
+    Some(match &view.app.feed {
+        Feed::Silent(_) => Span::styled(" OLD FIGURES ", theme.alarm),
         _ if view.app.is_frozen() => Span::styled(" FROZEN ", theme.warning),
         Feed::Over => Span::styled(" end of recording ", theme.warning),
         Feed::Failed(_) => Span::styled(" not watching ", theme.alarm),
-        _ => return,
-    };
-    if state.width() <= usize::from(area.right().saturating_sub(end)) {
-        frame.render_widget(Line::from(state).alignment(Alignment::Right), area);
-    }
+        _ => return None,
+    })
+}
+
+/// Where it does not, it stands in the footer.
+fn fits_beside_tabs(state: &Span, width: u16) -> bool {
+    let end = layout::tabs(width).last().map_or(0, |(_, _, area)| area.right());
+    state.width() <= usize::from(width.saturating_sub(end))
 }
 
 /// What the screen shows, and how.
@@ -91,7 +101,11 @@ fn processes(view: &View, frame: &mut Frame, area: Rect) {
             let text = format::outside(&table.filter_text, usize::from(left.width.saturating_sub(4)));
             line.push_span(Span::styled(text, if typed.is_some() { theme.field } else { theme.limit }));
             match error {
-                Some(error) => line.push_span(Span::styled(format!("  {}", reason(error)), theme.alarm)),
+                Some(error) => {
+                    let room = usize::from(left.width).saturating_sub(line.width() + 2);
+                    let why = format::cut(&reason(error), room);
+                    line.push_span(Span::styled(format!("  {why}"), theme.alarm));
+                }
                 None => line.push_span(Span::styled(format!("  hides {}", table.hidden), theme.dim)),
             }
             line
@@ -108,7 +122,7 @@ fn processes(view: &View, frame: &mut Frame, area: Rect) {
 }
 
 /// What comes after "… is no filter: ", which can be seen anyway.
-fn reason(error: &str) -> String {
+pub fn reason(error: &str) -> String {
     escape(error.split_once(" is no filter: ").map_or(error, |(_, why)| why))
 }
 
@@ -151,11 +165,22 @@ pub fn footer(view: &View, frame: &mut Frame, area: Rect) {
         let names: Vec<_> = backends.into_iter().map(escape).collect();
         line.push_span(Span::styled(format!(" by {}", names.join(", ")), theme.dim));
     }
-    let left = usize::from(area.width).saturating_sub(line.width() + 4);
+    // Then nothing of the rest is known to be so.
+    if let Feed::Silent(why) = &view.app.feed {
+        let text = format!(" ! Old figures (key 5): {why}");
+        return frame
+            .render_widget(Span::styled(format::cut(&text, usize::from(area.width)), theme.alarm), area);
+    }
+    let state = state(view).filter(|state| !fits_beside_tabs(state, area.width));
+    let taken = state.as_ref().map_or(0, Span::width);
+    let left = usize::from(area.width).saturating_sub(line.width() + 4 + taken);
     if let Some(degraded) = degraded(view) {
         line.push_span(Span::styled(format!("  ! {}", format::cut(&degraded, left)), theme.warning));
     }
     frame.render_widget(line, area);
+    if let Some(state) = state {
+        frame.render_widget(Line::from(state).alignment(Alignment::Right), area);
+    }
 }
 
 /// The first thing that is not as it could be; how many more there are.
@@ -166,7 +191,7 @@ fn degraded(view: &View) -> Option<String> {
         Some(format!("{}: {}", limits::subject(limit), escape.message))
     });
     if escaping.is_none() && shown.source == Source::SockDiag {
-        return Some("only TCP is counted; key 5 says why, and what helps".to_owned());
+        return Some("only TCP is counted; why: key 5".to_owned());
     }
     let notices = shown.notices.iter().map(|notice| format!("{}: {}", notice.what, notice.why));
     let mut all = escaping.into_iter().chain(notices);

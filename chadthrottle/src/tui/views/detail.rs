@@ -14,20 +14,22 @@ use super::{
     table::{self, Column, column},
 };
 use crate::{
-    model::{Direction, LimitReport, Process, Traffic},
+    model::{Connection, Direction, LimitReport, Process, Traffic},
     output::{escape, number},
     tui::{
         detail::{self, Subject},
         format,
         history::Rates,
         layout,
+        subject::{is_about, is_narrow},
     },
 };
 
 /// Seconds that the chart shows.
 const CHART: f64 = 120.0;
 
-const COLUMNS: [Column; 9] = [
+const COLUMNS: [Column; 10] = [
+    column("", 2, 2, 0, false),
     column("REMOTE", 21, 48, 0, false),
     column("PROTO", 5, 7, 0, false),
     column("STATE", 11, 11, 3, false),
@@ -112,11 +114,12 @@ fn facts(view: &View, frame: &mut Frame, area: Rect, first: &Process, members: &
         ("User", user),
         (
             "Started",
-            format!(
-                "{} ({} ago)",
-                humantime::format_rfc3339_seconds(started).to_string().replace('T', " ").replace('Z', " UTC"),
-                number::time(running.as_secs_f64())
-            ),
+            match format::moment(started) {
+                Some(started) if first.pid != 0 => {
+                    format!("{started} ({} ago)", number::time(running.as_secs_f64()))
+                }
+                _ => unknown(),
+            },
         ),
         ("Cgroup", or_unknown(&first.cgroup)),
     ];
@@ -185,7 +188,9 @@ fn chart(view: &View, frame: &mut Frame, area: Rect, members: &[&Process]) {
     let (down, up) = (series(|rates| rates.down), series(|rates| rates.up));
     let limits = held(view, members);
     let line_at = |direction| {
-        let rates = limits.iter().filter_map(|limit| limit.directions.get(direction).as_ref());
+        // The line is for what the curve shows: all of the traffic.
+        let whole = limits.iter().filter(|limit| !is_narrow(&limit.targets));
+        let rates = whole.filter_map(|limit| limit.directions.get(direction).as_ref());
         let lowest = rates.map(|held| held.rate.bytes_per_second()).min();
         lowest.map(|rate| [(-CHART, rate as f64), (0.0, rate as f64)])
     };
@@ -233,13 +238,21 @@ fn round_up(number: f64) -> f64 {
 
 fn connections(view: &View, frame: &mut Frame, area: Rect, subject: &Subject) {
     let theme = view.theme;
-    let connections = subject.connections(&view.app.shown);
+    let shown = &view.app.shown;
+    let connections = subject.connections(shown);
+    let is_held = |connection: &Connection| {
+        let owner = shown.process(connection.owner);
+        let holds = |limit: &&LimitReport| owner.is_some_and(|owner| owner.limits.contains(&limit.id));
+        shown.limits.iter().filter(holds).any(|limit| is_about(limit, connection))
+    };
     let cells = |index: usize| {
         let connection = connections[index];
         let remote = connection.remote.map_or_else(|| "–".to_owned(), |remote| remote.to_string());
         let rtt = connection.rtt_us.map(format::round_trip).unwrap_or_default();
         let resent = connection.retransmits.unwrap_or(0);
+        let mark = if is_held(connection) { "⚡" } else { "" };
         vec![
+            (mark.to_owned(), theme.limit),
             (remote, theme.text),
             (connection.protocol.to_string(), theme.dim),
             (connection.state.to_string(), theme.dim),
@@ -252,7 +265,7 @@ fn connections(view: &View, frame: &mut Frame, area: Rect, subject: &Subject) {
         ]
     };
     let cursor = (Some(view.app.connections), connections.len());
-    table::draw(view, frame, area, (&COLUMNS, 0), cursor, cells);
+    table::draw(view, frame, area, (&COLUMNS, 1), cursor, cells);
 }
 
 #[cfg(test)]

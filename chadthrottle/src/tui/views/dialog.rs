@@ -4,10 +4,10 @@ use ratatui::{
     Frame,
     layout::{Margin, Position, Rect, Size},
     text::{Line, Span},
-    widgets::{Block, BorderType, Clear, Paragraph, Wrap},
+    widgets::{Block, BorderType, Paragraph, Wrap},
 };
 
-use super::{View, hints_line, leaving::middle};
+use super::{View, clear, hints_line, leaving::middle};
 use crate::{
     output::escape,
     tui::{
@@ -23,6 +23,10 @@ const HEIGHT: u16 = 11;
 const LABELS: u16 = 12;
 /// How wide the text fields are.
 const FIELD: u16 = 14;
+
+/// What there is in place of a limit on exactly one connection.
+const NARROW: &str = "The nearest to one connection: all that the process, and what it starts from now on, has with this \
+                      address and port, also in later connections. They share the rate.";
 
 fn area(size: Size) -> Rect {
     middle(size, size.width.saturating_sub(2).min(76), HEIGHT + 2)
@@ -44,7 +48,7 @@ pub fn field_area(size: Size, field: Field) -> Rect {
 pub fn draw(view: &View, frame: &mut Frame, dialog: &LimitDialog) {
     let theme = view.theme;
     let whole = area(view.size);
-    frame.render_widget(Clear, whole);
+    clear(frame, whole);
     let verb = if dialog.changes.is_some() { "Change the limit on" } else { "Limit" };
     let title = format::cut(&format!(" {verb} {}", dialog.title), usize::from(whole.width.saturating_sub(4)));
     let block = Block::bordered()
@@ -107,6 +111,7 @@ fn note(view: &View, dialog: &LimitDialog) -> Line<'static> {
         (State::Typing, Err(why)) => Line::styled(escape(&why), theme.alarm),
         (State::Typing, Ok(_)) => Line::styled(
             match dialog.field {
+                Field::Download | Field::Target if dialog.is_narrow() => NARROW,
                 Field::Download | Field::Upload => {
                     "Bytes a second: 500K, 1.5MB, 512KiB. Bits: 800kbit, 10mbit. Nothing: no limit in that direction."
                 }

@@ -4,10 +4,10 @@ use ratatui::{
     Frame,
     layout::{Margin, Rect, Size},
     text::Line,
-    widgets::{Block, BorderType, Clear, Paragraph},
+    widgets::{Block, BorderType, Paragraph},
 };
 
-use super::{View, hints_line};
+use super::{View, clear, hints_line};
 use crate::{
     output::{limits, number},
     tui::{format, keymap::Context},
@@ -38,7 +38,7 @@ pub fn draw(view: &View, frame: &mut Frame) {
 /// A framed box in the middle, as wide as the smallest screen; what is inside.
 pub fn frame_in(view: &View, frame: &mut Frame, title: &str, size: Size, lines: u16) -> Rect {
     let area = middle(size, 58, lines + 2);
-    frame.render_widget(Clear, area);
+    clear(frame, area);
     let block = Block::bordered()
         .border_type(BorderType::Rounded)
         .border_style(view.theme.frame)

@@ -2,9 +2,9 @@
 
 use ratatui::{
     Frame,
-    layout::{Rect, Size},
+    layout::{Position, Rect, Size},
     text::{Line, Span},
-    widgets::{Paragraph, Wrap},
+    widgets::{Clear, Paragraph, Wrap},
 };
 
 use super::{
@@ -25,6 +25,7 @@ mod leaving;
 mod limits;
 mod processes;
 mod table;
+mod wrap;
 
 /// What drawing may look at.
 pub struct View<'a> {
@@ -78,8 +79,7 @@ fn screen(view: &View, frame: &mut Frame) {
         (_, Screen::Detail) => detail::draw(view, frame),
         (_, Screen::Limits) => limits::draw(view, frame, areas.body),
         (_, Screen::Interfaces) => interfaces::draw(view, frame, areas.body),
-        (_, Screen::Backends) => scrolled(view, frame, areas.body, backends::lines(view)),
-        (_, Screen::Help) => scrolled(view, frame, areas.body, help::lines(view)),
+        (_, Screen::Backends | Screen::Help) => scrolled(view, frame, areas.body),
     }
     bars::status(view, frame, areas.status);
     bars::footer(view, frame, areas.footer);
@@ -98,19 +98,38 @@ fn note(frame: &mut Frame, area: Rect, line: Line) {
     frame.render_widget(Paragraph::new(line).wrap(Wrap { trim: true }), area);
 }
 
-fn scrolled(view: &View, frame: &mut Frame, area: Rect, lines: Vec<Line<'_>>) {
-    let seen: Vec<_> = lines.into_iter().skip(view.app.text.offset).take(usize::from(area.height)).collect();
+fn scrolled(view: &View, frame: &mut Frame, area: Rect) {
+    let seen: Vec<_> =
+        text(view).into_iter().skip(view.app.text.offset).take(usize::from(area.height)).collect();
     frame.render_widget(Paragraph::new(seen), area);
+}
+
+/// Makes room for what lies above the screen; a wide letter that reaches into it goes as a whole.
+fn clear(frame: &mut Frame, area: Rect) {
+    frame.render_widget(Clear, area);
+    let Some(left) = area.x.checked_sub(1) else { return };
+    for row in area.rows() {
+        if let Some(cell) = frame.buffer_mut().cell_mut(Position::new(left, row.y))
+            && Span::raw(cell.symbol()).width() > 1
+        {
+            cell.set_symbol(" ");
+        }
+    }
 }
 
 /// How many lines the text of the screen has, for scrolling.
 pub fn text_length(app: &App) -> usize {
-    let view = View::new(app, app.size);
-    match app.screen {
-        Screen::Backends => backends::lines(&view).len(),
-        Screen::Help => help::lines(&view).len(),
-        _ => 0,
-    }
+    text(&View::new(app, app.size)).len()
+}
+
+/// The text of a screen that has nothing else, in lines that fit.
+fn text(view: &View) -> Vec<Line<'static>> {
+    let lines = match view.app.screen {
+        Screen::Backends => backends::lines(view),
+        Screen::Help => help::lines(view),
+        _ => Vec::new(),
+    };
+    lines.into_iter().flat_map(|line| wrap::wrapped(line, usize::from(view.size.width))).collect()
 }
 
 /// Keys and what they do, as many as fit.

@@ -8,7 +8,7 @@ use ratatui::{
     widgets::{Block, BorderType, Cell, Paragraph, Row, Sparkline, Wrap},
 };
 
-use super::{View, amount, table};
+use super::{View, amount, bars::reason, table};
 use crate::{
     model::{Direction, group::row_limit},
     output::escape,
@@ -69,10 +69,10 @@ pub fn draw(view: &View, frame: &mut Frame, area: Rect) {
         placed.iter().map(|placed| Place { index: 0, x: placed.x, width: placed.width }).collect();
     table::put(view, frame, area, rows, heading, &places, Some(cursor));
     if is_empty && app.feed != Feed::Waiting {
-        let text = if app.processes.filter_text.is_empty() {
-            "No process has a connection right now."
-        } else {
-            "Nothing matches the filter; Esc drops it."
+        let text = match &app.processes.filter_error {
+            _ if app.processes.filter_text.is_empty() => "No process has a connection right now.".into(),
+            None => "Nothing matches the filter; Esc drops it.".into(),
+            Some(error) => format!("This is no filter yet: {}. Esc drops it.", reason(error)),
         };
         let area = Rect { x: area.x + 1, y: area.y + 2, width: area.width - 1, height: area.height - 2 };
         frame.render_widget(Paragraph::new(text).style(view.theme.dim).wrap(Wrap { trim: true }), area);
