@@ -19,6 +19,7 @@ mod basics;
 pub mod crowd;
 mod crowded;
 pub mod ebpf;
+mod gate;
 pub mod htb;
 mod made;
 pub mod nftables;
@@ -191,7 +192,7 @@ pub fn tidy_up() {
 }
 
 /// All backends, best first.
-pub static DRIVERS: &[Driver] = &[ebpf::DRIVER, nftables::DRIVER, htb::TC_HTB, htb::IFB_TC];
+pub static DRIVERS: &[Driver] = &[ebpf::DRIVER, nftables::DRIVER, htb::TC_HTB, htb::IFB_TC, htb::TC_POLICE];
 
 /// The driver of that name which can limit that direction.
 pub fn find(name: &str, direction: Direction) -> Result<&'static Driver, Error> {

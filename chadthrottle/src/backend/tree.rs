@@ -11,7 +11,7 @@ use crate::{
 
 /// A class counts the Ethernet header, a limit does not: full packets are 1514 bytes to one, 1500 to the other.
 pub(super) const FRAME: u64 = 1_514;
-const PACKET: u64 = 1_500;
+pub(super) const PACKET: u64 = 1_500;
 
 /// What a class catches up with after it was empty: this part of a second. A late timer, and bbr, which all but stops
 /// every ten seconds to measure its round trip. No second is more than this above the rate.

@@ -54,7 +54,7 @@ pub enum Object {
         /// Absolute path.
         path: PathBuf,
     },
-    /// An IFB whose name starts with [`PREFIX`]. It goes with its namespace, as the three below do.
+    /// An IFB whose name starts with [`PREFIX`]. It goes with its namespace, as the four below do.
     Ifb {
         /// Inode number of its network namespace.
         namespace: u64,
@@ -75,6 +75,15 @@ pub enum Object {
         /// The device.
         device: u32,
         /// Its major number, which tells it from others'.
+        major: u32,
+    },
+    /// Our filters with a police at a device.
+    Police {
+        /// Inode number of the device's network namespace.
+        namespace: u64,
+        /// The device.
+        device: u32,
+        /// Major number of the priorities they match, which tells them from others'.
         major: u32,
     },
     /// A filter whose name starts with [`PREFIX`].
@@ -109,6 +118,9 @@ impl std::fmt::Display for Object {
             }
             Self::Htb { device, namespace, .. } => {
                 write!(f, "HTB of network device {device} (network namespace {namespace})")
+            }
+            Self::Police { device, namespace, .. } => {
+                write!(f, "police of network device {device} (network namespace {namespace})")
             }
             Self::Filter { name, device, namespace, .. } => {
                 write!(f, "filter {name} of network device {device} (network namespace {namespace})")
@@ -158,6 +170,7 @@ impl Object {
             Self::Ifb { namespace, .. }
             | Self::Clsact { namespace, .. }
             | Self::Htb { namespace, .. }
+            | Self::Police { namespace, .. }
             | Self::Filter { namespace, .. } => {
                 let Some(namespace) = Namespace::find(*namespace)? else { return Ok(None) };
                 let there = self.take_from(&mut Tc::open_in(&namespace)?)?;
@@ -172,6 +185,7 @@ impl Object {
             Self::Ifb { name, .. } => tc.delete_ifb(name),
             Self::Clsact { device, .. } => tc.delete_clsact(*device),
             Self::Htb { device, major, .. } => tc.delete_htb(*device, *major),
+            Self::Police { device, major, .. } => tc.delete_all_police(*device, *major),
             Self::Filter { name, .. } if !name.starts_with(PREFIX) => {
                 Err(Error::failed(format!("remove {self}: its name is none of ours")))
             }

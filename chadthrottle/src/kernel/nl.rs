@@ -73,7 +73,8 @@ impl Message {
         self.0.len()
     }
 
-    fn finish(mut self, flags: u16, sequence: u32) -> Vec<u8> {
+    /// As it is sent.
+    pub fn finish(mut self, flags: u16, sequence: u32) -> Vec<u8> {
         let length = self.0.len() as u32;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
         let flags = u16::from_ne_bytes([self.0[6], self.0[7]]) | flags;

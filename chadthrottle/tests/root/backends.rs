@@ -9,10 +9,14 @@ use crate::{accuracy, cleanup, coverage, independence, support::*};
 /// Names of a pair of backends: for the trials, for upload, for download.
 type Pair = (&'static str, &'static str, &'static str);
 
-const PAIRS: &[Pair] = &[("nftables", "nftables", "nftables"), ("htb", "tc_htb", "ifb_tc")];
+const PAIRS: &[Pair] = &[
+    ("nftables", "nftables", "nftables"),
+    ("htb", "tc_htb", "ifb_tc"),
+    ("police", "tc_police", "tc_police"),
+];
 
 /// Of those pairs, whose limits do not nest.
-const ONE_FOR_A_PROCESS: &[&str] = &["htb"];
+const ONE_FOR_A_PROCESS: &[&str] = &["htb", "police"];
 
 /// What every backend must do.
 type Promise = (&'static str, fn(&Scene) -> Result<()>);
@@ -62,7 +66,7 @@ pub fn trials() -> Vec<Trial> {
                 accuracy::matrix(scene, rate, "cubic", |_| 0.93..=1.03)
             }));
         }
-        let more = if name == "htb" { fault::TREE_POINTS } else { &[] };
+        let more = if name == "nftables" { &[] } else { fault::TREE_POINTS };
         let points: Vec<_> = fault::CROWD_POINTS.iter().chain(more).copied().collect();
         for (how, variable) in [("killed", "CHADT_FAULT_KILL"), ("panic", "CHADT_FAULT_PANIC")] {
             trials.push(with(&format!("backends::{name}::{how}_while_setting_up"), upload, download, {

@@ -22,9 +22,10 @@ const AVAILABLE: &[(&str, Range<Version>)] = &[
     ("ebpf", (5, 10)..NEVER),
     // Its `socket cgroupv2` came with 5.13.
     ("nftables", (5, 13)..NEVER),
-    // These two know packets by the same.
+    // These know packets by the same.
     ("tc_htb", (5, 13)..NEVER),
     ("ifb_tc", (5, 13)..NEVER),
+    ("tc_police", (5, 13)..NEVER),
 ];
 
 /// What the eBPF backend does without, on which kernels; a part of how it says so.
@@ -115,6 +116,13 @@ fn what_there_is(scene: &Scene) -> Result<()> {
             let wanted = versions.contains(&version);
             ensure!(is_ready(state) == wanted, "{name} on Linux {version:?}: {state}, wanted: {wanted}");
         }
+        if name == "tc_police" && !has_police()? {
+            ensure!(!is_ready(state), "this kernel has no act_police, and tc_police is offered: {state}");
+            ensure!(
+                state.to_string().contains("act_police"),
+                "tc_police's reason names no act_police: {state}"
+            );
+        }
     }
     if is_debian() {
         let multipath = Path::new("/proc/sys/net/mptcp").exists();
@@ -146,6 +154,13 @@ fn ensure_degraded(version: Version, backends: &[Value]) -> Result<()> {
         .count();
     ensure!(rungs == RUNGS, "{rungs} of {RUNGS} rungs for downloads on Linux {version:?}: {requirements:?}");
     Ok(())
+}
+
+/// Whether the kernel has act_police, in it or loaded by the probes of the program.
+fn has_police() -> Result<bool> {
+    let symbols = std::fs::read_to_string("/proc/kallsyms")
+        .map_err(|cause| Error::failed(format!("read /proc/kallsyms: {cause}")))?;
+    Ok(symbols.lines().any(|line| line.contains(" tcf_police_")))
 }
 
 fn is_debian() -> bool {

@@ -3,20 +3,18 @@
 use std::collections::BTreeMap;
 
 use super::{
+    means::{Means, branches},
     place::{Room, about_us, room},
-    plan::{self, MAJOR},
+    plan,
 };
 use crate::{
-    backend::{
-        made::{forget, make, unmake},
-        tree::{Rest, Tree},
-    },
-    error::{Error, Kind, Result},
+    backend::made::{forget, make, unmake},
+    error::{Kind, Result},
     kernel::{
         fault,
         journal::{Object, PREFIX},
         nft::Nft,
-        tc::Device,
+        tc::{Device, Tc},
     },
     model::Direction,
 };
@@ -25,13 +23,21 @@ use crate::{
 const FRAMED: [u16; 2] = [1, 772];
 const HEADER: u64 = 14;
 
-/// A device with a tree.
-pub(super) struct Planted {
+/// A device at which limits are held.
+pub(super) struct Planted<M> {
     pub name: String,
-    pub tree: Tree,
+    pub tree: M,
     /// Bytes of a packet's link header, which HTB counts and a limit does not.
     pub header: u64,
-    pub object: Object,
+    /// In the order in which they were made.
+    pub objects: Vec<Object>,
+}
+
+impl<M> Planted<M> {
+    /// Removes what was made there.
+    pub fn unmake(&self, tc: &mut Tc) {
+        self.objects.iter().rev().for_each(|object| unmake(object, tc));
+    }
 }
 
 /// A device at which both tables have a chain.
@@ -50,22 +56,24 @@ pub(super) struct Arrival {
     pub seen: BTreeMap<u32, Seen>,
 }
 
-impl Room {
+impl<M: Means> Room<M> {
     /// Makes the IFB with its tree, and the second table, with all limits that are in force.
     fn make_arrival(&mut self) -> Result<()> {
         // The eBPF backend has one of its own.
-        let name = format!("{PREFIX}{:x}-tc", std::process::id());
+        let name = format!("{PREFIX}{:x}-{}", std::process::id(), M::SUFFIX);
         let object = Object::Ifb { namespace: self.inode, name: name.clone() };
         let made = make(&object, || {
             fault::point("htb.recorded");
             self.tc.add_ifb(&name)
         });
         let planted = made.and_then(|ifb| {
-            let mut forwarder =
-                Nft::open_in(&self.namespace, &format!("{}-ifb_tc-forward", std::process::id()))?
-                    .of_devices();
+            let mut forwarder = Nft::open_in(
+                &self.namespace,
+                &format!("{}-{}-forward", std::process::id(), M::table(self.direction)),
+            )?
+            .of_devices();
             forwarder.change(&plan::begin_forwarding()).map_err(about_us)?;
-            let tree = Tree::plant(&mut self.tc, ifb, MAJOR, Rest::Passes)?;
+            let tree = M::make(&mut self.tc, ifb, self.direction)?;
             for (id, rate) in &self.rates {
                 tree.set_branch(&mut self.tc, plan::branch(*id), *rate, room(self.direction, *rate))?;
                 forwarder.change(&[plan::add_classes(*id)])?;
@@ -74,7 +82,7 @@ impl Room {
         });
         match planted {
             Ok((ifb, forwarder, tree)) => {
-                let planted = Planted { name, tree, header: HEADER, object };
+                let planted = Planted { name, tree, header: HEADER, objects: vec![object] };
                 self.trees.insert(ifb, planted);
                 self.arrival = Some(Arrival { ifb, forwarder, seen: BTreeMap::new() });
                 fault::point("htb.planted");
@@ -93,13 +101,15 @@ impl Room {
         if let Some(ifb) = self.arrival.as_ref().map(|arrival| arrival.ifb) {
             let device = all.iter().find(|device| device.index == ifb);
             let stands = match self.trees.get(&ifb) {
-                Some(planted) if device.is_some() => planted.tree.stands(&mut self.tc)?,
+                Some(planted) if device.is_some() => {
+                    planted.tree.stands(&mut self.tc, branches(self.rates.keys()))?
+                }
                 _ => false,
             };
             if stands {
                 return if device.is_some_and(|device| device.up) { Ok(()) } else { self.tc.set_up(ifb) };
             }
-            tracing::warn!("somebody has removed the IFB of downloads, or its HTB; it is made again");
+            tracing::warn!("somebody has removed the IFB of downloads, or its {}; it is made again", M::WHAT);
             self.drop_arrival();
         }
         self.make_arrival()
@@ -113,7 +123,7 @@ impl Room {
             unsee(&mut self.nft, device.chain);
         }
         if let Some(planted) = self.trees.remove(&ifb) {
-            unmake(&planted.object, &mut self.tc);
+            planted.unmake(&mut self.tc);
         }
     }
 
@@ -129,7 +139,7 @@ impl Room {
         let is_gone = |index: &u32| Some(*index) != ifb && !all.iter().any(|device| device.index == *index);
         let gone: Vec<u32> = self.trees.keys().copied().filter(is_gone).collect();
         for planted in gone.iter().filter_map(|index| self.trees.remove(index)) {
-            forget(&planted.object);
+            planted.objects.iter().for_each(forget);
         }
         if let Some(arrival) = &mut self.arrival {
             // A chain belongs to a device, or to a name, as the kernel's version has it: a device that has another name
@@ -156,29 +166,20 @@ impl Room {
         failure.map_or(Ok(()), Err)
     }
 
-    /// A tree on a device, in place of the kernel's own root qdisc.
+    /// Equips a device for what leaves there.
     fn plant(&mut self, device: &Device) -> Result<()> {
         if let Some(planted) = self.trees.get(&device.index) {
-            if planted.tree.stands(&mut self.tc)? {
+            if planted.tree.stands(&mut self.tc, branches(self.rates.keys()))? {
                 return Ok(());
             }
-            tracing::warn!("somebody has removed the {}; it is made again", planted.object);
-            forget(&planted.object);
+            tracing::warn!("somebody has removed the {} of {}; it is made again", M::WHAT, device.name);
+            planted.unmake(&mut self.tc);
             self.trees.remove(&device.index);
         }
-        if let Some(root) = self.tc.root_qdisc(device.index)?.filter(|root| root.handle != 0) {
-            let message = format!(
-                "{} has a root qdisc of somebody else ({} {:x}:), which stays: what leaves there would not be held",
-                device.name,
-                root.kind,
-                root.handle >> 16
-            );
-            return Err(Error::new(Kind::NoBackend, message));
-        }
-        let object = Object::Htb { namespace: self.inode, device: device.index, major: MAJOR };
-        let planted = make(&object, || {
+        let objects = M::objects(&mut self.tc, self.inode, device)?;
+        let planted = objects.iter().try_for_each(|object| make(object, || Ok(()))).and_then(|()| {
             fault::point("htb.recorded");
-            let tree = Tree::plant(&mut self.tc, device.index, MAJOR, Rest::HasAClass)?;
+            let tree = M::make(&mut self.tc, device.index, self.direction)?;
             fault::point("htb.planted");
             for (id, rate) in &self.rates {
                 tree.set_branch(&mut self.tc, plan::branch(*id), *rate, room(self.direction, *rate))?;
@@ -188,12 +189,12 @@ impl Room {
         match planted {
             Ok(tree) => {
                 let header = if FRAMED.contains(&device.hardware) { HEADER } else { 0 };
-                let planted = Planted { name: device.name.clone(), tree, header, object };
+                let planted = Planted { name: device.name.clone(), tree, header, objects };
                 self.trees.insert(device.index, planted);
                 Ok(())
             }
             Err(error) => {
-                unmake(&object, &mut self.tc);
+                objects.iter().rev().for_each(|object| unmake(object, &mut self.tc));
                 Err(error)
             }
         }

@@ -10,6 +10,7 @@ use std::{
 
 use super::{
     devices::{Arrival, Planted},
+    means::{Means, branches},
     plan::{self, State},
 };
 use crate::{
@@ -17,10 +18,9 @@ use crate::{
         addresses::{self, Address, Sockets},
         crowd::Leaf,
         crowded::{Place, add},
-        made::unmake,
         old::OldSockets,
         tables,
-        tree::{RELEASED, Tree},
+        tree::RELEASED,
     },
     error::{Error, Kind, Result},
     kernel::{
@@ -48,7 +48,7 @@ const DRAIN: Duration = Duration::from_millis(200);
 const DRAIN_PAUSE: Duration = Duration::from_millis(2);
 
 /// A network namespace.
-pub(super) struct Room {
+pub(super) struct Room<M: Means> {
     pub(super) inode: u64,
     pub(super) namespace: Namespace,
     pub(super) nft: Nft,
@@ -58,7 +58,7 @@ pub(super) struct Room {
     pub(super) state: State,
     pub(super) rates: BTreeMap<LimitId, u64>,
     pub(super) old: OldSockets,
-    pub(super) trees: BTreeMap<u32, Planted>,
+    pub(super) trees: BTreeMap<u32, Planted<M>>,
     pub(super) arrival: Option<Arrival>,
     /// Numbers of chains at devices that were given so far.
     pub(super) chains: u32,
@@ -66,7 +66,7 @@ pub(super) struct Room {
     pub(super) loopback: bool,
 }
 
-impl Room {
+impl<M: Means> Room<M> {
     fn become_state(&mut self, state: State) -> Result<()> {
         let steps = plan::change(self.direction, &self.state, &state);
         self.nft.change(&steps).map_err(about_us)?;
@@ -81,12 +81,12 @@ impl Room {
 
     /// Does it to every tree; the first failure, after all have been tried. A tree that is gone is none: `equip` makes
     /// it anew, or forgets it with its device.
-    fn in_all(&mut self, act: impl Fn(Tree, &mut Tc) -> Result<()>) -> Result<()> {
+    fn in_all(&mut self, act: impl Fn(M, &mut Tc) -> Result<()>) -> Result<()> {
         let mut result = Ok(());
         for planted in self.trees.values() {
             match act(planted.tree, &mut self.tc) {
                 Err(error) if error.kind == Kind::NotFound => {
-                    tracing::debug!("{} of {}: {error}", planted.object, planted.name);
+                    tracing::debug!("{} of {}: {error}", M::WHAT, planted.name);
                 }
                 done => result = result.and(done),
             }
@@ -126,6 +126,9 @@ impl Room {
     /// Lets what waits in a limit's classes leave, and removes them everywhere.
     fn cut(&mut self, limit: LimitId) -> Result<()> {
         let branch = plan::branch(limit);
+        if !M::QUEUES {
+            return self.in_all(|police, tc| police.cut_branch(tc, branch));
+        }
         let released = self.set_branch(limit, RELEASED);
         let deadline = Instant::now() + DRAIN;
         let drained = self.in_all(|tree, tc| {
@@ -171,19 +174,16 @@ pub(super) fn about_us(error: Error) -> Error {
     if error.kind == Kind::NotFound { Error { kind: Kind::NoBackend, ..error } } else { error }
 }
 
-impl Place for Room {
+impl<M: Means> Place for Room<M> {
     const NESTS: bool = false;
 
     fn name(direction: Direction) -> &'static str {
-        match direction {
-            Direction::Upload => "tc_htb",
-            Direction::Download => "ifb_tc",
-        }
+        M::name(direction)
     }
 
     fn open(namespace: Namespace, direction: Direction) -> Result<Self> {
         let inode = namespace.inode()?;
-        let suffix = format!("{}-{}", std::process::id(), Self::name(direction));
+        let suffix = format!("{}-{}", std::process::id(), M::table(direction));
         let mut nft = Nft::open_in(&namespace, &suffix)?;
         nft.change(&plan::begin(direction, LEASE_MS)).map_err(about_us)?;
         fault::point("crowd.table");
@@ -303,8 +303,12 @@ impl Place for Room {
             return Err(Error::failed("the IFB is gone"));
         }
         for planted in self.trees.values() {
-            if !planted.tree.stands(&mut self.tc)? {
-                return Err(Error::failed(format!("network device {} has lost its HTB", planted.name)));
+            if !planted.tree.stands(&mut self.tc, branches(self.rates.keys()))? {
+                return Err(Error::failed(format!(
+                    "network device {} has lost its {}",
+                    planted.name,
+                    M::WHAT
+                )));
             }
         }
         Ok(())
@@ -333,12 +337,11 @@ impl Place for Room {
     }
 
     fn credit(rate: u64) -> u64 {
-        // Bursts of both classes, and what a buffer that stands for many packets is over.
-        rate / 10 + 2 * 65_536
+        M::credit(rate)
     }
 }
 
-impl Drop for Room {
+impl<M: Means> Drop for Room<M> {
     fn drop(&mut self) {
         // Before what it leads to.
         self.arrival = None;
@@ -348,7 +351,7 @@ impl Drop for Room {
             }
         }
         for planted in std::mem::take(&mut self.trees).into_values() {
-            unmake(&planted.object, &mut self.tc);
+            planted.unmake(&mut self.tc);
         }
     }
 }

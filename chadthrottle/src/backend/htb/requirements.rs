@@ -3,17 +3,19 @@
 use std::{
     io,
     net::{Ipv4Addr, SocketAddr, UdpSocket},
+    time::{Duration, Instant},
 };
 
-use super::plan::{self, MAJOR};
+use super::{means::Means, plan};
 use crate::{
     backend::{
         Probe, Requirement, Site,
         basics::{self, judge, one},
+        gate::Gate,
         tables,
-        tree::{Rest, Tree},
+        tree::Tree,
     },
-    error::{Context, Error, Result},
+    error::{Context, Error, Kind, Result},
     kernel::{
         netlink::Route,
         netns::Namespace,
@@ -29,18 +31,66 @@ const PAYLOAD: usize = 1_400;
 const RATE: u64 = 1_000;
 /// What may wait then, bytes.
 const ROOM: u32 = 64 * 1024;
+/// What may pass at once where nothing waits, bytes.
+const BURST: u64 = 10 * PAYLOAD as u64;
+
+/// How long the kernel may take to bring them there: on a busy machine it does so later than it is told to.
+const ARRIVAL: Duration = Duration::from_millis(500);
 
 const LOOPBACK: u32 = 1;
 const LIMIT: LimitId = LimitId(1);
 const IFB: &str = "chadt-trial";
 
+/// What differs between queues and polices.
+pub(super) trait Trial: Means {
+    /// Whether the kernel has it, tried in a namespace of our own.
+    fn requirement(namespace: &Namespace, direction: Direction) -> Requirement;
+
+    /// Holds the trial's limit so that most of what is sent can't pass.
+    fn hold(self, tc: &mut Tc) -> Result<()>;
+}
+
+impl Trial for Tree {
+    fn requirement(namespace: &Namespace, direction: Direction) -> Requirement {
+        let tried =
+            Tc::open_in(namespace).and_then(|mut tc| Self::make(&mut tc, LOOPBACK, direction).map(drop));
+        one("HTB", judge(tried, Some("modprobe sch_htb (CONFIG_NET_SCH_HTB)")))
+    }
+
+    fn hold(self, tc: &mut Tc) -> Result<()> {
+        self.set_branch(tc, plan::branch(LIMIT), RATE, ROOM)
+    }
+}
+
+impl Trial for Gate {
+    fn requirement(namespace: &Namespace, direction: Direction) -> Requirement {
+        let tried = Tc::open_in(namespace).and_then(|mut tc| {
+            let gate = Self::make(&mut tc, LOOPBACK, direction)?;
+            gate.hold(&mut tc)
+        });
+        let tried = tried.map_err(|error| match error.kind {
+            Kind::NotFound => {
+                Error::caused(error.kind, "the kernel has no act_police, or not what leads to it", &error)
+            }
+            _ => error,
+        });
+        let mend = "modprobe -a act_police act_gact cls_basic em_meta sch_ingress (CONFIG_NET_ACT_POLICE, \
+            CONFIG_NET_ACT_GACT, CONFIG_NET_CLS_BASIC, CONFIG_NET_EMATCH_META, CONFIG_NET_SCH_INGRESS)";
+        one("act_police", judge(tried, Some(mend)))
+    }
+
+    fn hold(self, tc: &mut Tc) -> Result<()> {
+        self.set(tc, plan::branch(LIMIT), RATE, BURST)
+    }
+}
+
 /// The first thing that is missing, or ready.
-pub(super) fn probe(site: &Site, direction: Direction) -> Probe {
-    basics::first_missing(&list(site, direction))
+pub(super) fn probe<M: Trial>(site: &Site, direction: Direction) -> Probe {
+    basics::first_missing(&list::<M>(site, direction))
 }
 
 /// Everything, each looked at by itself; what takes a namespace of our own is not tried when there can be none.
-pub(super) fn list(site: &Site, direction: Direction) -> Vec<Requirement> {
+pub(super) fn list<M: Trial>(site: &Site, direction: Direction) -> Vec<Requirement> {
     let mut all = basics::list(site);
     let namespace = match Namespace::new() {
         Ok(namespace) => namespace,
@@ -49,9 +99,7 @@ pub(super) fn list(site: &Site, direction: Direction) -> Vec<Requirement> {
             return all;
         }
     };
-    let plant = |tc: &mut Tc| Tree::plant(tc, LOOPBACK, MAJOR, Rest::HasAClass).map(drop);
-    let tried = Tc::open_in(&namespace).and_then(|mut tc| plant(&mut tc));
-    all.push(one("HTB", judge(tried, Some("modprobe sch_htb (CONFIG_NET_SCH_HTB)"))));
+    all.push(M::requirement(&namespace, direction));
     if direction == Direction::Download {
         let tried = Tc::open_in(&namespace).and_then(|mut tc| tc.add_ifb(IFB));
         all.push(one("IFB", judge(tried.map(drop), Some("modprobe ifb numifbs=0 (CONFIG_IFB)"))));
@@ -69,7 +117,7 @@ pub(super) fn list(site: &Site, direction: Direction) -> Vec<Requirement> {
     }
     all.push(basics::lists_of_sockets(&namespace));
     if basics::first_missing(&all) == Probe::Ready {
-        all.push(one(&format!("{direction}s are held"), judge(try_out(direction), None)));
+        all.push(one(&format!("{direction}s are held"), judge(try_out::<M>(direction), None)));
     }
     all
 }
@@ -112,7 +160,7 @@ fn socket_steps() -> Vec<Step> {
 }
 
 /// Limits this very process's cgroup on the loopback device of a namespace of its own, and sends through it.
-fn try_out(direction: Direction) -> Result<()> {
+fn try_out<M: Trial>(direction: Direction) -> Result<()> {
     let namespace = Namespace::new()?;
     let mut route = Route::open_in(&namespace)?;
     route.set_up(LOOPBACK)?;
@@ -125,8 +173,8 @@ fn try_out(direction: Direction) -> Result<()> {
         Direction::Upload => LOOPBACK,
         Direction::Download => tc.add_ifb(IFB)?,
     };
-    let tree = Tree::plant(&mut tc, device, MAJOR, Rest::HasAClass)?;
-    tree.set_branch(&mut tc, plan::branch(LIMIT), RATE, ROOM)?;
+    let tree = M::make(&mut tc, device, direction)?;
+    tree.hold(&mut tc)?;
     let mut nft = Nft::open_in(&namespace, "trial")?;
     let own = basics::own_leaf()?;
     let limited = plan::State {
@@ -150,13 +198,19 @@ fn try_out(direction: Direction) -> Result<()> {
     send(&far, 1, address(&near)?)?;
     send(&near, DATAGRAMS, address(&far)?)?;
     far.set_nonblocking(true).context("read a socket")?;
-    let passed = std::iter::from_fn(|| far.recv(&mut [0; PAYLOAD]).ok()).count();
-    let counts = tree.counts(&mut tc)?;
     let bulk = plan::branch(LIMIT).bulk;
-    let met = counts
-        .iter()
-        .find(|(class, _)| *class == bulk)
-        .map_or(0, |(_, count)| count.packets as usize + count.dropped as usize + count.waiting as usize);
+    let deadline = Instant::now() + ARRIVAL;
+    let (mut met, mut passed) = (0, 0);
+    loop {
+        if let Some((_, count)) = tree.counts(&mut tc)?.iter().find(|(class, _)| *class == bulk) {
+            met = count.packets as usize + count.dropped as usize + count.waiting as usize;
+        }
+        passed += std::iter::from_fn(|| far.recv(&mut [0; PAYLOAD]).ok()).count();
+        if met.max(passed) >= DATAGRAMS || Instant::now() > deadline {
+            break;
+        }
+        std::thread::sleep(ARRIVAL / 50);
+    }
     if passed > DATAGRAMS / 2 || met < DATAGRAMS / 2 {
         return Err(Error::failed(format!(
             "the kernel takes the rules, but they do not hold: of {DATAGRAMS} packets {met} were met and {passed} passed"

@@ -1,9 +1,10 @@
-//! Traffic control through rtnetlink: the IFB, clsact, filters that redirect; `htb`: queues with classes.
+//! Traffic control through rtnetlink: the IFB, clsact, filters that redirect; `htb`: queues with classes; `police`.
 //!
 //! The messages are written here, because the options of HTB, mirred and cls_bpf are in none of the
 //! netlink crates. Layouts and numbers: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls,tc_act/tc_mirred}.h.
 
 pub mod htb;
+pub mod police;
 
 use std::{
     net::IpAddr,
