@@ -4,7 +4,7 @@ use chadthrottle::kernel::fault;
 use libtest_mimic::Trial;
 use nix::sys::signal::Signal;
 
-use crate::{accuracy, cleanup, coverage, independence, support::*};
+use crate::{accuracy, cleanup, coverage, independence, kernels, support::*};
 
 /// Names of a pair of backends: for the trials, for upload, for download.
 type Pair = (&'static str, &'static str, &'static str);
@@ -78,7 +78,7 @@ pub fn trials() -> Vec<Trial> {
     trials
 }
 
-/// A trial of two backends, which must be available, or say why not.
+/// A trial of two backends, which must be available.
 fn with(
     name: &str,
     upload: &'static str,
@@ -86,6 +86,12 @@ fn with(
     run: impl Fn(&Scene) -> Result<Finding> + Send + 'static,
 ) -> Trial {
     trial(name, move |scene| {
+        if upload == "tc_police" {
+            return kernels::where_police_is(scene, |scene| {
+                scene.use_backends(upload, download);
+                run(scene)
+            });
+        }
         scene.use_backends(upload, download);
         run(scene)
     })

@@ -5,15 +5,21 @@ use std::process::Command;
 use chadthrottle::kernel::{netlink::Route, netns::Namespace, tc::Tc};
 use libtest_mimic::Trial;
 
-use crate::support::*;
+use crate::{kernels, support::*};
 
 pub fn trials() -> Vec<Trial> {
-    let beside = |upload, download| move |scene: &Scene| stays(scene, upload, download);
+    let beside = |upload, download| move |scene: &Scene| stays(scene, upload, download, INGRESS);
     vec![
         trial("foreign::stays_beside_ebpf", beside("ebpf", "ebpf")),
         trial("foreign::stays_beside_nftables", beside("nftables", "nftables")),
         trial("foreign::stays_beside_htb", beside("tc_htb", "ifb_tc")),
-        trial("foreign::a_root_qdisc_is_a_reason", root_qdisc),
+        trial("foreign::stays_beside_police", |scene| {
+            kernels::where_police_is(scene, |scene| stays(scene, "tc_police", "tc_police", CLSACT))
+        }),
+        trial("foreign::a_root_qdisc_is_a_reason", |scene| is_a_reason(scene, "tc_htb", ROOT)),
+        trial("foreign::an_ingress_qdisc_is_a_reason_for_police", |scene| {
+            kernels::where_police_is(scene, |scene| is_a_reason(scene, "tc_police", INGRESS))
+        }),
         trial("foreign::a_tree_that_is_removed_is_made_again", removed),
         trial("foreign::an_ifb_in_trouble_is_mended", ifb_in_trouble),
     ]
@@ -22,15 +28,12 @@ pub fn trials() -> Vec<Trial> {
 /// The limits here, bytes/s.
 const RATE: f64 = 1e6;
 
-/// What the user did, on two devices of theirs (not in use, which would be a reason against `tc_htb`) and the one over
-/// which the limited process talks.
+/// What the user did, on two devices of theirs (not in use, which would be a reason against `tc_htb`).
 const SETUP: &[&str] = &[
     "tc qdisc add dev theirs-1 root handle 1: htb default 20",
     "tc class add dev theirs-1 parent 1: classid 1:20 htb rate 3mbit",
     "tc filter add dev theirs-1 parent 1: protocol ip prio 5 u32 match ip dport 99 0xffff flowid 1:20",
     "tc qdisc add dev theirs-2 root tbf rate 8mbit burst 32k latency 100ms",
-    "tc qdisc add dev chadt-c ingress",
-    "tc filter add dev chadt-c ingress protocol ip prio 7 u32 match ip dport 98 0xffff flowid :1",
     "nft add table inet theirs",
     "nft add chain inet theirs out { type filter hook output priority 0 ; }",
     "nft add rule inet theirs out tcp dport 97 counter drop",
@@ -41,10 +44,45 @@ const DUMPS: &[&str] = &[
     "tc -d class show dev theirs-1",
     "tc -d filter show dev theirs-1",
     "tc -d qdisc show dev theirs-2",
-    "tc -d qdisc show dev chadt-c ingress",
-    "tc -d filter show dev chadt-c ingress pref 7",
     "nft list table inet theirs",
 ];
+
+/// What the user did on the device over which the limited process talks, what shows it, and what ends it.
+struct AtTheDevice {
+    set_up: &'static [&'static str],
+    dumps: &'static [&'static str],
+    end: &'static str,
+    /// What a backend that has no place beside it says.
+    reason: &'static str,
+}
+
+const ROOT: AtTheDevice = AtTheDevice {
+    set_up: &["tc qdisc add dev chadt-c root handle 7: tbf rate 800mbit burst 128k latency 100ms"],
+    dumps: &["tc -d qdisc show dev chadt-c root"],
+    end: "tc qdisc del dev chadt-c root",
+    reason: "chadt-c has a root qdisc of somebody else (tbf 7:)",
+};
+
+const INGRESS: AtTheDevice = AtTheDevice {
+    set_up: &[
+        "tc qdisc add dev chadt-c ingress",
+        "tc filter add dev chadt-c ingress protocol ip prio 7 u32 match ip dport 98 0xffff flowid :1",
+    ],
+    dumps: &["tc -d qdisc show dev chadt-c ingress", "tc -d filter show dev chadt-c ingress pref 7"],
+    end: "tc qdisc del dev chadt-c ingress",
+    reason: "chadt-c has an ingress qdisc of somebody else",
+};
+
+/// `tc_police` needs this one at a device it sends from.
+const CLSACT: AtTheDevice = AtTheDevice {
+    set_up: &[
+        "tc qdisc add dev chadt-c clsact",
+        "tc filter add dev chadt-c egress protocol ip prio 7 u32 match ip dport 98 0xffff flowid :1",
+    ],
+    dumps: &["tc -d qdisc show dev chadt-c clsact", "tc -d filter show dev chadt-c egress pref 7"],
+    end: "tc qdisc del dev chadt-c clsact",
+    reason: "",
+};
 
 /// Runs a command of the user's in a namespace; what it printed. `None`: there is no such command.
 fn run(namespace: &Namespace, line: &str) -> Result<Option<String>> {
@@ -62,8 +100,9 @@ fn run(namespace: &Namespace, line: &str) -> Result<Option<String>> {
     }
 }
 
-fn dump(scene: &Scene) -> Result<Vec<String>> {
-    let dumps: Result<Option<Vec<_>>> = DUMPS.iter().map(|line| run(&scene.lab.client, line)).collect();
+fn dump(scene: &Scene, more: &[&str]) -> Result<Vec<String>> {
+    let lines = DUMPS.iter().chain(more);
+    let dumps: Result<Option<Vec<_>>> = lines.map(|line| run(&scene.lab.client, line)).collect();
     dumps?.ok_or_else(|| Error::failed("tc or nft is gone"))
 }
 
@@ -78,52 +117,59 @@ fn set_up(scene: &Scene, lines: &[&str]) -> Result<bool> {
     Ok(true)
 }
 
-fn stays(scene: &Scene, upload: &'static str, download: &'static str) -> Result<Finding> {
-    if !set_up(scene, SETUP)? {
+fn stays(
+    scene: &Scene,
+    upload: &'static str,
+    download: &'static str,
+    device: AtTheDevice,
+) -> Result<Finding> {
+    if !set_up(scene, &[SETUP, device.set_up].concat())? {
         return Ok(Finding::Skipped("tc or nft is not installed".into()));
     }
     scene.use_backends(upload, download);
-    let before = dump(scene)?;
+    let before = dump(scene, device.dumps)?;
     ensure!(before.iter().all(|text| !text.trim().is_empty()), "empty: {before:?}");
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_held(limit.since, RATE)?;
-    let during = dump(scene)?;
+    let during = dump(scene, device.dumps)?;
     ensure!(during == before, "during the limit: {during:#?} instead of {before:#?}");
     let ended = limit.end()?;
     pair.ensure_free(ended, 1.0)?;
     scene.await_no_helpers(5.0)?;
-    let after = dump(scene)?;
+    let after = dump(scene, device.dumps)?;
     ensure!(after == before, "after the limit: {after:#?} instead of {before:#?}");
-    for line in ["tc qdisc del dev chadt-c ingress", "nft delete table inet theirs", "ip link del theirs-1"] {
+    for line in [device.end, "nft delete table inet theirs", "ip link del theirs-1"] {
         run(&scene.lab.client, line)?;
     }
     Ok(Finding::Holds)
 }
 
-/// Where somebody has a root qdisc `tc_htb` has no place: another backend takes the limit, or nobody.
-fn root_qdisc(scene: &Scene) -> Result<Finding> {
-    const TREE: &str = "tc qdisc add dev chadt-c root handle 7: tbf rate 800mbit burst 128k latency 100ms";
-    if !set_up(scene, &[TREE])? {
+/// Where somebody has what stands in a backend's place, another backend takes the limit, or nobody.
+fn is_a_reason(scene: &Scene, backend: &str, device: AtTheDevice) -> Result<Finding> {
+    if !set_up(scene, device.set_up)? {
         return Ok(Finding::Skipped("tc is not installed".into()));
     }
-    let look = "tc -d qdisc show dev chadt-c";
-    let before = run(&scene.lab.client, look)?;
+    let look = || {
+        let dumps = device.dumps.iter().map(|line| run(&scene.lab.client, line));
+        dumps.collect::<Result<Vec<_>>>()
+    };
+    let before = look()?;
     let server = scene.server()?;
     let transfer = scene.run();
     let client = scene.client(&[format!("connect tcp {} put run={transfer}", scene.tcp(Version::V4))])?;
     let (status, output) =
-        scene.call(&format!("limit pid:{} -u 1M --upload-backend tc_htb", client.pid()))?;
+        scene.call(&format!("limit pid:{} -u 1M --upload-backend {backend}", client.pid()))?;
     let said = output.messages();
-    let told = said.contains("chadt-c has a root qdisc of somebody else (tbf 7:)");
+    let told = said.contains(device.reason);
     ensure!(status.code() == Some(5) && told, "{status}: {said}");
     let limit = scene.limit(&format!("pid:{} -u 1M", client.pid()))?;
     ensure_held(&server, transfer, limit.since, RATE)?;
     limit.end()?;
     scene.await_no_helpers(5.0)?;
-    let after = run(&scene.lab.client, look)?;
+    let after = look()?;
     ensure!(after == before, "{after:?} instead of {before:?}");
-    for line in ["tc qdisc del dev chadt-c root", "ip link del theirs-1"] {
+    for line in [device.end, "ip link del theirs-1"] {
         run(&scene.lab.client, line)?;
     }
     Ok(Finding::Holds)

@@ -156,6 +156,16 @@ fn ensure_degraded(version: Version, backends: &[Value]) -> Result<()> {
     Ok(())
 }
 
+/// A trial for kernels with act_police; [`what_there_is`] makes sure that elsewhere it is not offered.
+pub fn where_police_is(scene: &Scene, run: impl FnOnce(&Scene) -> Result<Finding>) -> Result<Finding> {
+    // Its probes load what is a module.
+    scene.succeed("--list-backends")?;
+    match has_police()? {
+        true => run(scene),
+        false => Ok(Finding::Absent("this kernel has no act_police".into())),
+    }
+}
+
 /// Whether the kernel has act_police, in it or loaded by the probes of the program.
 fn has_police() -> Result<bool> {
     let symbols = std::fs::read_to_string("/proc/kallsyms")

@@ -4,6 +4,7 @@ use super::{Binaries, cpio::Archive, kernel::Kernel};
 use crate::sh;
 use anyhow::{Context, Result, bail};
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     io::BufWriter,
     path::{Path, PathBuf},
@@ -12,8 +13,13 @@ use std::{
 
 const INIT: &str = include_str!("init.sh");
 const BUSYBOX: &str = "/usr/bin/busybox";
-const FOLDERS: [&str; 11] =
-    ["bin", "cg", "dev", "etc", "modules", "proc", "root", "run", "sys", "tmp", "var"];
+const FOLDERS: [&str; 13] =
+    ["bin", "cg", "dev", "etc", "lib", "lib64", "modules", "proc", "root", "run", "sys", "tmp", "var"];
+
+/// What a user of the machine sets up networks with.
+const TOOLS: [&str; 2] = ["tc", "nft"];
+/// Where the dynamic linker must be.
+const LINKER: &str = "lib64/ld-linux-x86-64.so.2";
 
 /// What the tests use, where the kernel has it as a module. Their dependencies come along.
 const MODULES: &[&str] = &[
@@ -33,6 +39,7 @@ const MODULES: &[&str] = &[
     "sch_netem",
     "sch_tbf",
     "cls_bpf",
+    "cls_u32",
     "cls_basic",
     "em_meta",
     "act_gact",
@@ -60,6 +67,15 @@ pub fn write(path: &Path, kernel: &Kernel, binaries: &Binaries, command: &str) -
     archive.program("bin/busybox", &read(Path::new(BUSYBOX))?)?;
     archive.program("bin/chadthrottle", &stripped(&binaries.chadthrottle)?)?;
     archive.program("bin/root", &stripped(&binaries.root_tests)?)?;
+    archive.program(LINKER, &read(&Path::new("/").join(LINKER))?)?;
+    let tools = TOOLS.iter().map(|tool| sh::find(tool).with_context(|| format!("no {tool}")));
+    let tools = tools.collect::<Result<Vec<_>>>()?;
+    for (folder, file) in
+        tools.iter().map(|tool| ("bin", tool)).chain(libraries(&tools)?.iter().map(|file| ("lib", file)))
+    {
+        let name = file.file_name().unwrap_or_default().to_string_lossy();
+        archive.program(&format!("{folder}/{name}"), &read(file)?)?;
+    }
     for (number, module) in modules(kernel)?.iter().enumerate() {
         let name = module.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = name.split('.').next().unwrap_or_default();
@@ -72,6 +88,12 @@ pub fn write(path: &Path, kernel: &Kernel, binaries: &Binaries, command: &str) -
 
 fn read(path: &Path) -> Result<Vec<u8>> {
     fs::read(path).with_context(|| format!("read {}", path.display()))
+}
+
+/// The libraries that programs are linked with, each once.
+fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
+    let lines = sh::output(Command::new("ldd").args(programs))?;
+    Ok(lines.lines().filter_map(|line| line.split_whitespace().nth(2)).map(PathBuf::from).collect())
 }
 
 /// Debug information would only have to be unpacked into the guest's memory.
