@@ -33,7 +33,7 @@ pub const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 /// The tests that every change has to pass there: of each thing that depends on the kernel one, chosen for how much
 /// it shows in its time. The others run with `--all`.
-const USUAL_TESTS: [&str; 15] = [
+const USUAL_TESTS: [&str; 17] = [
     // Which backends there are, and what they lack.
     "kernels::what_there_is",
     // Both directions, TCP and UDP, IPv4 and IPv6; sockets that are older than the limit, and new ones.
@@ -48,6 +48,8 @@ const USUAL_TESTS: [&str; 15] = [
     // Which the machine outside may not have.
     "backends::police::open_connections",
     "backends::police::exact_at_1_mb",
+    "backends::police::killed_while_setting_up",
+    "foreign::stays_beside_police",
     // What the monitor lacks, that it says so, and that it lacks nothing else: long and short ways into the kernel, and
     // who uses a socket that several processes hold.
     "kernels::what_the_monitors_lack",
