@@ -95,6 +95,9 @@ fn execute(args: Args) -> Result<u8> {
             None if screens_asked => tui::tui(&global, &screens),
             None => {
                 output::message(&Args::command().render_help().ansi().to_string());
+                output::message(
+                    "The screens need a terminal, for input and output; without one there is `chadthrottle monitor`.",
+                );
                 Ok(Kind::Usage.exit_code())
             }
         };

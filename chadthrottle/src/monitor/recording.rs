@@ -5,7 +5,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, BufWriter, Write},
+    io::{BufRead, BufReader, BufWriter, Read, Write},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
@@ -23,6 +23,9 @@ use crate::{
 
 /// `kind` of the lines.
 const KIND: &str = "snapshot";
+
+/// No line is longer, in bytes: some 100,000 connections. What is no recording may have no end of a line at all.
+const LONGEST: u64 = 64 << 20;
 
 #[derive(Deserialize)]
 struct Head {
@@ -101,13 +104,25 @@ impl Replay {
     fn read(&mut self) -> Result<Option<Snapshot>> {
         let mut line = String::new();
         self.number += 1;
-        let length =
-            self.lines.read_line(&mut line).context(format!("read the recording {}", self.path.display()))?;
+        let path = self.path.display();
+        let length = (&mut self.lines)
+            .take(LONGEST)
+            .read_line(&mut line)
+            .context(format!("read the recording {path}"))?;
+        let refuse = |why: &str| Error::failed(format!("line {} of {path}: {why}", self.number));
+        if length == 0 && self.number == 1 {
+            return Err(Error::failed(format!("the recording {path} is empty")));
+        }
         if length == 0 {
             return Ok(None);
         }
-        from_line(&line).map(Some).map_err(|cause| {
-            Error::caused(cause.kind, format!("line {} of {}", self.number, self.path.display()), &cause)
+        if length as u64 == LONGEST {
+            return Err(refuse("this is no recorded snapshot: it has no end"));
+        }
+        let is_cut = !line.ends_with('\n');
+        from_line(&line).map(Some).map_err(|cause| match is_cut {
+            true => refuse("the recording ends in the middle of a snapshot"),
+            false => Error::caused(cause.kind, format!("line {} of {path}", self.number), &cause),
         })
     }
 }
@@ -152,6 +167,32 @@ mod tests {
             assert_eq!(intervals, [0.0, 0.05, 0.05]);
             assert!(!paced || begun.elapsed() >= Duration::from_millis(100));
         }
+    }
+
+    #[test]
+    fn what_has_no_snapshots_or_no_end_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("recording");
+        let line = to_line(&full()).unwrap();
+        for (contents, good, why) in [
+            (String::new(), 0, "recording is empty"),
+            (format!("{line}\n{}", &line[..line.len() / 2]), 1, "line 2 of"),
+            (format!("{line}\n{}", &line[..line.len() / 2]), 1, "ends in the middle"),
+        ] {
+            std::fs::write(&path, contents).unwrap();
+            let mut replay = Replay::open(&path, false).unwrap();
+            for _ in 0..good {
+                assert!(replay.next().unwrap().is_some());
+            }
+            let error = replay.next().unwrap_err().to_string();
+            assert!(error.contains(why), "{error}");
+        }
+        // A whole one is enough.
+        std::fs::write(&path, &line).unwrap();
+        let mut replay = Replay::open(&path, false).unwrap();
+        assert!(replay.next().unwrap().is_some() && replay.next().unwrap().is_none());
+        let error = Replay::open(Path::new("/dev/zero"), false).unwrap().next().unwrap_err().to_string();
+        assert!(error.contains("line 1 of /dev/zero: ") && error.contains("no end"), "{error}");
     }
 
     #[test]

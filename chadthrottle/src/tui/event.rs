@@ -26,7 +26,7 @@ pub enum Event {
     Suspend,
     /// SIGCONT: somebody else may have had the terminal.
     Continue,
-    /// SIGTERM, SIGHUP, SIGINT.
+    /// SIGTERM, SIGHUP, SIGINT, SIGQUIT.
     Stop,
 }
 

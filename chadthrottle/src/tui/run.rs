@@ -65,7 +65,7 @@ pub struct Options {
 /// Shows the screens until the user leaves, or a signal ends it. The process must have one thread.
 pub fn run(options: Options) -> Result<()> {
     let optional = [Signal::SIGHUP, Signal::SIGTSTP].into_iter().filter(|signal| !signals::ignored(*signal));
-    let always = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGCONT];
+    let always = [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGTERM, Signal::SIGCONT];
     let watched = signals::Signals::watch(always.into_iter().chain(optional))?;
     let (mut screen, guard) = terminal::take()?;
     let (sender, events) = mpsc::channel();

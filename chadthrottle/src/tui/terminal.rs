@@ -1,6 +1,7 @@
 //! The terminal: taken over at the start, given back at the end, however the end comes.
 
 use std::{
+    env,
     io::{self, BufWriter, IsTerminal, Stdout, Write},
     panic,
     sync::atomic::{AtomicBool, Ordering},
@@ -33,6 +34,11 @@ pub struct Guard(());
 pub fn take() -> Result<(Screen, Guard)> {
     if !io::stdin().is_terminal() || !io::stdout().is_terminal() {
         let why = "the screens need a terminal; without one use `chadthrottle status`";
+        return Err(Error::new(Kind::Usage, why));
+    }
+    if env::var_os("TERM").is_some_and(|name| name == "dumb") {
+        let why = "TERM=dumb: such a terminal can't show the screens; if it is another one, set TERM to its name, \
+            or use `chadthrottle monitor`";
         return Err(Error::new(Kind::Usage, why));
     }
     // From here on the guard undoes whatever was done.

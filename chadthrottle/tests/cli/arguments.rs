@@ -78,6 +78,7 @@ fn without_arguments_the_help() {
     let (code, stdout, stderr) = answer(&[]);
     assert_eq!((code, stdout.as_str()), (2, ""));
     assert!(stderr.contains("Usage: chadthrottle"), "{stderr}");
+    assert!(stderr.trim_end().ends_with("without one there is `chadthrottle monitor`."), "{stderr}");
 }
 
 #[test]

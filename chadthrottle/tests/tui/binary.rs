@@ -56,9 +56,32 @@ fn screens_come_and_go_with_keys() {
     assert!(folder.path().join(".local/state/chadthrottle/tui.log").exists());
 }
 
+/// What was recorded before the file was cut off can be seen, and that there should be more.
+#[test]
+fn a_recording_that_was_cut_off() {
+    let (folder, path) = recording();
+    let whole = std::fs::read(&path).expect("it is there");
+    std::fs::write(&path, &whole[..whole.len() - 100]).expect("it can be cut");
+    let home = folder.path().to_str().expect("a name").to_owned();
+    let arguments = ["--replay", path.as_str()];
+    let mut session =
+        Session::start((120, 30), env!("CARGO_BIN_EXE_chadthrottle"), &arguments, &[("HOME", home.as_str())]);
+    session.see("ends in the middle of a snapshot");
+    session.see("curl");
+    session.press("q");
+    assert!(session.end().success());
+}
+
+#[test]
+fn a_terminal_that_can_do_nothing_is_refused() {
+    let (_folder, mut session) = start((80, 24), &[("TERM", "dumb")]);
+    session.see("TERM=dumb");
+    assert_eq!(session.end().code(), Some(2));
+}
+
 #[test]
 fn signals_leave_the_terminal_as_it_was() {
-    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
         let (_folder, mut session) = start((80, 24), &[]);
         session.see("curl");
         session.signal(signal);

@@ -21,11 +21,15 @@ fn pictures(name: &str, scene: &Scene, act: impl Fn(&mut Stage)) {
     for (width, height) in SIZES {
         let mut stage = Stage::new(width, height, scene);
         act(&mut stage);
-        let mut settings = insta::Settings::clone_current();
-        settings.set_prepend_module_to_snapshot(false);
-        settings.set_omit_expression(true);
-        settings.bind(|| insta::assert_snapshot!(format!("{name}_{width}x{height}"), stage.text()));
+        picture(&format!("{name}_{width}x{height}"), &stage);
     }
+}
+
+fn picture(name: &str, stage: &Stage) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name.to_owned(), stage.text()));
 }
 
 fn of_default(name: &str, keys: &str) {
@@ -158,12 +162,18 @@ fn quit_question() {
     });
 }
 
+/// Before the first look there is nothing to show; after it, what was seen stays.
 #[test]
 fn nothing_can_be_watched() {
-    pictures("nothing_can_be_watched", &Scene::default(), |stage| {
-        let error =
-            Error::new(Kind::NotPermitted, "open the kernel's list of sockets: Operation not permitted");
-        stage.tell(Event::FeedOver(Some(error)));
+    let error =
+        || Error::new(Kind::NotPermitted, "open the kernel's list of sockets: Operation not permitted");
+    for (width, height) in SIZES {
+        let mut stage = Stage::empty(width, height);
+        stage.tell(Event::FeedOver(Some(error())));
+        picture(&format!("nothing_can_be_watched_{width}x{height}"), &stage);
+    }
+    pictures("no_more_can_be_watched", &Scene::default(), |stage| {
+        stage.tell(Event::FeedOver(Some(error())));
     });
 }
 

@@ -264,13 +264,12 @@ impl App {
             Event::Terminal(TerminalEvent::Paste(text)) => self.paste(&text),
             Event::Terminal(_) | Event::Suspend | Event::Continue => {}
             Event::Snapshot(snapshot) => self.take_in(snapshot),
-            Event::FeedSilent(error) => {
+            Event::FeedSilent(error) | Event::FeedOver(Some(error)) => {
                 let why = escape(&error.to_string());
                 // Without a first snapshot there is nothing old to look at.
                 self.feed = if self.latest.is_some() { Feed::Silent(why) } else { Feed::Failed(why) };
             }
             Event::FeedOver(None) => self.feed = Feed::Over,
-            Event::FeedOver(Some(error)) => self.feed = Feed::Failed(escape(&error.to_string())),
             Event::Answer(answer) => {
                 let number = answer.number;
                 if let Some(settled) = self.book.answered(answer) {
