@@ -33,7 +33,7 @@ use super::{
     premises::{Moved, Premises},
     protocol::{EndReason, Reply, Request},
     runtime::Runtime,
-    start::Startup,
+    start::{NICENESS, Startup},
 };
 use crate::{
     backend::{DRIVERS, Driver, Site},
@@ -127,11 +127,8 @@ fn lift_inherited_limits() {
     }
 }
 
-/// The owner does little, but in time: what it limits may be a hundred busy processes on one processor, and beside
-/// them, as one of equals, it would take a minute for what is a second's work. Its client's `nice` or `chrt` was
-/// meant for the client. Raising the priority needs CAP_SYS_NICE; without it the owner stays where it is.
+/// Its client's `nice` or `chrt` was meant for the client.
 fn come_first() {
-    const NICENESS: i32 = -15;
     let usual = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameter lives through the call; the other one takes integers.
     let failed = unsafe {

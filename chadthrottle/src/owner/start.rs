@@ -30,6 +30,11 @@ const SELF: &str = "/proc/self/exe";
 /// How long the owner may take to say how its start went.
 const PATIENCE: Duration = Duration::from_secs(15);
 
+/// Niceness of owner and janitor. They do little, but in time: what they limit may be a hundred busy processes on one
+/// processor, and beside them, as one of equals, they would take a minute for what is a second's work. It takes
+/// CAP_SYS_NICE; without it they stay where they are.
+pub(super) const NICENESS: i32 = -15;
+
 /// What a starting owner says through the pipe, as one JSON object.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
@@ -56,8 +61,9 @@ pub(super) fn owner(runtime: &Runtime, site: &Site) -> Result<Startup> {
     command.arg("--ready-fd").arg(writing.as_raw_fd().to_string());
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null()).stderr(runtime.open_log()?);
     let inherited = writing.as_raw_fd();
+    let niceness = NICENESS.to_string();
     // SAFETY: the closure runs in the child between fork and exec and makes only system calls.
-    unsafe { command.pre_exec(move || leave_home(&[inherited]).and_then(|()| be_grandchild())) };
+    unsafe { command.pre_exec(move || leave_home(&[inherited], &niceness).and_then(|()| be_grandchild())) };
     let mut between = command.spawn().context("start the owner")?;
     drop(writing);
     // It ended as soon as the owner was born. If our caller ignores SIGCHLD nobody is left to wait for.
@@ -76,14 +82,25 @@ pub(super) fn janitor(runtime: &Runtime, owner: &Process, estate: Option<Borrowe
         inherited.push(estate.as_raw_fd());
     }
     command.current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
+    let niceness = NICENESS.to_string();
     // SAFETY: as above.
-    unsafe { command.pre_exec(move || leave_home(&inherited)) };
+    unsafe { command.pre_exec(move || leave_home(&inherited, &niceness)) };
     command.spawn().context("start the janitor")
 }
 
 /// An own session, and no open file but stdio and those.
-fn leave_home(inherited: &[RawFd]) -> io::Result<()> {
+fn leave_home(inherited: &[RawFd], niceness: &str) -> io::Result<()> {
     nix::unistd::setsid()?;
+    // Where the kernel shares the processors out among sessions (CONFIG_SCHED_AUTOGROUP), a process's own niceness
+    // counts within its session only. Not every kernel does, and not everybody may.
+    // SAFETY: the name is a C string, the text as long as it is.
+    unsafe {
+        let file = libc::open(c"/proc/self/autogroup".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if file >= 0 {
+            libc::write(file, niceness.as_ptr().cast(), niceness.len());
+            libc::close(file);
+        }
+    }
     // SAFETY: only sets flags of our own descriptors.
     let marked = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if marked != 0 {

@@ -557,6 +557,10 @@ fn inherited_limits() {
         let stat = fs::read_to_string(format!("/proc/{owner}/stat")).unwrap();
         let nice = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(16).unwrap();
         assert_eq!(nice, "-15");
+        // The same for its session, where the kernel has such groups.
+        if let Ok(group) = fs::read_to_string(format!("/proc/{owner}/autogroup")) {
+            assert!(group.trim_end().ends_with(" nice -15"), "{group}");
+        }
     } else {
         eprintln!("skipped: raising the priority needs root");
     }
