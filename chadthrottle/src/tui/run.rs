@@ -10,11 +10,12 @@ use std::{
 };
 
 use nix::{
+    libc,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::signal::Signal,
 };
 use ratatui::{
-    crossterm::event,
+    crossterm::{event, terminal::disable_raw_mode},
     layout::{Position, Rect, Size},
 };
 
@@ -41,6 +42,9 @@ pub type OpenFeed = Box<dyn FnOnce() -> Result<Box<dyn Feed>> + Send>;
 const AT_ONCE: usize = 256;
 /// How long the end waits for the owner's thread.
 const LEAVE: Duration = Duration::from_secs(2);
+/// How long the end may take that a signal asked for.
+const PATIENCE: Duration = Duration::from_secs(5);
+
 /// After so long a feed that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -206,9 +210,22 @@ fn wait_for_signals(signals: &signals::Signals, to: &Sender<Event>) {
                 _ => Event::Stop,
             };
             let is_last = matches!(event, Event::Stop);
-            if to.send(event).is_err() || is_last {
+            if to.send(event).is_err() {
                 return;
+            }
+            if is_last {
+                end_in_any_case();
             }
         }
     }
+}
+
+/// A terminal that takes nothing (a stalled connection, Ctrl-S) holds the loop in the middle of a picture, and with it
+/// the end that was asked for. The owner sees that we are gone as it does after SIGKILL.
+fn end_in_any_case() -> ! {
+    thread::sleep(PATIENCE);
+    tracing::warn!("the terminal takes nothing: ending without leaving its second screen");
+    let _ = disable_raw_mode();
+    // SAFETY: nothing is left to be done, and what runs at a usual end could wait for the terminal, too.
+    unsafe { libc::_exit(1) }
 }

@@ -9,20 +9,21 @@ use crate::{kernels, support::*};
 
 pub fn trials() -> Vec<Trial> {
     let beside = |upload, download| move |scene: &Scene| stays(scene, upload, download, INGRESS);
-    vec![
+    let mut trials = vec![
         trial("foreign::stays_beside_ebpf", beside("ebpf", "ebpf")),
         trial("foreign::stays_beside_nftables", beside("nftables", "nftables")),
         trial("foreign::stays_beside_htb", beside("tc_htb", "ifb_tc")),
-        trial("foreign::stays_beside_police", |scene| {
-            kernels::where_police_is(scene, |scene| stays(scene, "tc_police", "tc_police", CLSACT))
-        }),
         trial("foreign::a_root_qdisc_is_a_reason", |scene| is_a_reason(scene, "tc_htb", ROOT)),
-        trial("foreign::an_ingress_qdisc_is_a_reason_for_police", |scene| {
-            kernels::where_police_is(scene, |scene| is_a_reason(scene, "tc_police", INGRESS))
-        }),
         trial("foreign::a_tree_that_is_removed_is_made_again", removed),
         trial("foreign::an_ifb_in_trouble_is_mended", ifb_in_trouble),
-    ]
+    ];
+    if kernels::may_have_police() {
+        let police = |scene: &Scene| stays(scene, "tc_police", "tc_police", CLSACT);
+        trials.push(trial("foreign::stays_beside_police", police));
+        let reason = |scene: &Scene| is_a_reason(scene, "tc_police", INGRESS);
+        trials.push(trial("foreign::an_ingress_qdisc_is_a_reason_for_police", reason));
+    }
+    trials
 }
 
 /// The limits here, bytes/s.

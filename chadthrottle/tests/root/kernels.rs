@@ -156,14 +156,13 @@ fn ensure_degraded(version: Version, backends: &[Value]) -> Result<()> {
     Ok(())
 }
 
-/// A trial for kernels with act_police; [`what_there_is`] makes sure that elsewhere it is not offered.
-pub fn where_police_is(scene: &Scene, run: impl FnOnce(&Scene) -> Result<Finding>) -> Result<Finding> {
-    // Its probes load what is a module.
-    scene.succeed("--list-backends")?;
-    match has_police()? {
-        true => run(scene),
-        false => Ok(Finding::Absent("this kernel has no act_police".into())),
-    }
+/// Whether trials of `tc_police` are worth a try; [`what_there_is`] makes sure that elsewhere it is not offered.
+pub fn may_have_police() -> bool {
+    let modules = || {
+        let release = nix::sys::utsname::uname().ok()?.release().to_str()?.to_owned();
+        std::fs::read_to_string(format!("/lib/modules/{release}/modules.dep")).ok()
+    };
+    has_police().unwrap_or(true) || modules().is_some_and(|modules| modules.contains("/act_police."))
 }
 
 /// Whether the kernel has act_police, in it or loaded by the probes of the program.

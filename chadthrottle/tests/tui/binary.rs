@@ -1,6 +1,6 @@
 //! The binary on a recording: what it draws, how fast it answers, and how it leaves the terminal.
 
-use std::time::Duration;
+use std::{io::Write, time::Duration};
 
 use chadthrottle::{
     monitor::recording::Recorder,
@@ -86,6 +86,38 @@ fn signals_leave_the_terminal_as_it_was() {
         session.see("curl");
         session.signal(signal);
         assert!(session.end().success(), "{signal}");
+    }
+}
+
+/// As behind a connection that stands still: what is drawn goes nowhere, and the program waits for the terminal.
+#[test]
+fn a_terminal_that_takes_nothing_does_not_keep_it() {
+    let (folder, path) = recording();
+    let pair = nix::pty::openpty(None, None).expect("a pseudo terminal");
+    let stdio = || std::process::Stdio::from(pair.slave.try_clone().expect("a descriptor"));
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_chadthrottle"));
+    command.args(["--replay", &path]).env("HOME", folder.path()).env("TERM", "xterm-256color");
+    let mut child = command.stdin(stdio()).stdout(stdio()).stderr(stdio()).spawn().expect("it starts");
+    let mut keys = std::fs::File::from(pair.master);
+    let waits_to_write = || {
+        let call = std::fs::read_to_string(format!("/proc/{}/syscall", child.id())).unwrap_or_default();
+        call.starts_with(&format!("{} ", nix::libc::SYS_write))
+    };
+    let begun = std::time::Instant::now();
+    while !waits_to_write() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "it can go on drawing");
+        // Another theme: everything is drawn anew.
+        keys.write_all(b"T").expect("a key");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), Signal::SIGTERM).expect("it runs");
+    let begun = std::time::Instant::now();
+    while child.try_wait().expect("a child").is_none() {
+        if begun.elapsed() > Duration::from_secs(20) {
+            child.kill().expect("it runs");
+            panic!("it does not end");
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -245,7 +245,7 @@ fn what_has_ended_takes_no_commands() {
         assert!(stage.orders.is_empty() && !said(&stage).is_empty(), "{key}");
     }
     stage.press("\x1b/name:kernel\nt");
-    assert!(said(&stage).contains("belongs to no process"), "{}", stage.text());
+    assert!(said(&stage).contains("no process is known"), "{}", stage.text());
 }
 
 #[test]

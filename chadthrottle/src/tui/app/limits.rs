@@ -123,7 +123,7 @@ impl App {
         let mut choices = subject::choices(&self.shown, &key, &members);
         if choices.is_empty() {
             let ended = members.iter().all(|index| !self.shown.processes[*index].alive);
-            let why = if ended { "it has ended" } else { "this traffic belongs to no process" };
+            let why = if ended { "it has ended" } else { "no process is known for this traffic" };
             return self.say(Tone::Warning, format!("{}: {why}", escape(&label)));
         }
         // In a tree what is below a row belongs to it.

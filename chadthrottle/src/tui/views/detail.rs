@@ -169,7 +169,11 @@ fn limits(view: &View, frame: &mut Frame, area: Rect, members: &[&Process]) {
         }
     }
     if lines.is_empty() {
-        lines.push(Line::styled(" No limit; t sets one.", theme.dim));
+        let text = match members.iter().any(|process| process.pid != 0) {
+            true => " No limit; t sets one.",
+            false => " No process is known for this traffic: it can't be limited.",
+        };
+        lines.push(Line::styled(text, theme.dim));
     }
     frame.render_widget(Paragraph::new(lines), area);
 }

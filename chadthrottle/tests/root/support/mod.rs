@@ -53,8 +53,6 @@ pub enum Finding {
     Holds,
     /// It can't be tried here; why not.
     Skipped(String),
-    /// This kernel has not what it is about, and another trial makes sure that this is said of it.
-    Absent(String),
 }
 
 /// The binary under test: `CHADT_BIN`, where the tests run without their build folder.
@@ -97,7 +95,7 @@ fn trial_in(
         match finding {
             Finding::Holds => Ok(Completion::Completed),
             Finding::Skipped(reason) if required => Err(Failed::from(format!("skipped: {reason}"))),
-            Finding::Skipped(reason) | Finding::Absent(reason) => Ok(Completion::ignored_with(reason)),
+            Finding::Skipped(reason) => Ok(Completion::ignored_with(reason)),
         }
     })
 }
