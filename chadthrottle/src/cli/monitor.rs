@@ -6,7 +6,7 @@ use std::{
     os::fd::AsFd,
     sync::{
         Arc,
-        mpsc::{Receiver, TryRecvError, channel},
+        mpsc::{Receiver, TryRecvError, TrySendError, sync_channel},
     },
     thread,
 };
@@ -36,6 +36,7 @@ use crate::{
     output::{
         self,
         monitor::{Account, View},
+        number,
     },
 };
 
@@ -55,6 +56,7 @@ pub fn monitor(global: &Global, args: &Monitor) -> Result<u8> {
     // Before any other thread, so that all of them leave the signals to us.
     let hangup = (!signals::ignored(Signal::SIGHUP)).then_some(Signal::SIGHUP);
     let signals = Signals::watch([Signal::SIGINT, Signal::SIGTERM].into_iter().chain(hangup))?;
+    let lags = if args.replay.is_some() { Lags::Wait } else { Lags::Drop };
     let feed: Box<dyn Feed> = match &args.replay {
         Some(path) => Box::new(Replay::open(path, io::stdout().is_terminal())?),
         None => {
@@ -73,7 +75,19 @@ pub fn monitor(global: &Global, args: &Monitor) -> Result<u8> {
         account: args.summary.then(Account::default),
         told: HashSet::new(),
     };
-    show(&signals, &Pump::start(feed)?, screen, args.count)
+    show(&signals, &Pump::start(feed, lags)?, screen, args.count)
+}
+
+/// Ticks that may wait for somebody to read what is printed; there may be thousands of connections in each.
+const MOST_WAITING: usize = 16;
+
+/// What happens to ticks while nobody reads what is printed.
+#[derive(Clone, Copy)]
+enum Lags {
+    /// They come later.
+    Wait,
+    /// The owner does not wait either: they are left out. Totals are in those that come after.
+    Drop,
 }
 
 /// Waits for the feed on a thread of its own, so that signals are heard meanwhile.
@@ -83,16 +97,32 @@ struct Pump {
 }
 
 impl Pump {
-    fn start(mut feed: Box<dyn Feed>) -> Result<Self> {
+    fn start(mut feed: Box<dyn Feed>, lags: Lags) -> Result<Self> {
         let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;
         let ready = Arc::new(EventFd::from_flags(flags).context("make an event descriptor")?);
-        let (sender, snapshots) = channel();
+        let (sender, snapshots) = sync_channel(MOST_WAITING);
         let bell = Arc::clone(&ready);
         let pump = move || {
+            let mut left_out = 0u32;
             loop {
                 let next = feed.next();
                 let last = !matches!(next, Ok(Some(_)));
-                if sender.send(next).is_err() || bell.write(1).is_err() || last {
+                let sent = match lags {
+                    Lags::Drop if !last => match sender.try_send(next) {
+                        Err(TrySendError::Full(_)) => {
+                            left_out = left_out.saturating_add(1);
+                            continue;
+                        }
+                        sent => sent.is_ok(),
+                    },
+                    _ => sender.send(next).is_ok(),
+                };
+                if left_out > 0 {
+                    let ticks = number::count(left_out, "tick was", "ticks were");
+                    output::warning(&format!("{ticks} left out: nobody read what was printed"));
+                    left_out = 0;
+                }
+                if !sent || bell.write(1).is_err() || last {
                     return;
                 }
             }
@@ -140,16 +170,22 @@ struct Screen {
 
 fn show(signals: &Signals, pump: &Pump, mut screen: Screen, count: Option<u64>) -> Result<u8> {
     let mut ticks = 0;
-    while let Some(snapshot) = pump.next(signals)? {
+    let end = loop {
+        let snapshot = match pump.next(signals) {
+            Ok(Some(snapshot)) => snapshot,
+            end => break end,
+        };
         let heard = screen.take(&snapshot)?;
         // The first only says where counting begins.
         ticks += u64::from(snapshot.interval > 0.0);
         if !heard || count.is_some_and(|count| ticks >= count) {
-            break;
+            break Ok(None);
         }
-    }
-    screen.close()?;
-    Ok(0)
+    };
+    // What was seen until the counting failed was seen.
+    let closed = screen.close();
+    end?;
+    closed.map(|()| 0)
 }
 
 impl Screen {

@@ -17,7 +17,10 @@ use crate::{
     model::{Process, ProcessKey, ProcessKind, cgroups},
 };
 
-/// A process may move to another cgroup, or change its user.
+/// A process may move to another cgroup, or change its user; mostly soon after its start. It is read again after so
+/// long, and each time after twice as long as before.
+const FIRST_STALE: Duration = Duration::from_secs(1);
+/// But not after longer than this.
 const STALE: Duration = Duration::from_secs(30);
 /// Longer command lines are cut, bytes.
 const LONGEST_COMMAND: usize = 4096;
@@ -26,6 +29,8 @@ struct Known {
     /// Without anything that is counted.
     process: Process,
     read_at: Instant,
+    /// How long that is good for.
+    good_for: Duration,
     /// In which round it was last looked at.
     round: u64,
 }
@@ -34,7 +39,7 @@ impl Known {
     /// While a program is being started its name is there before its arguments are.
     fn is_good(&self, stat: &Stat) -> bool {
         let process = &self.process;
-        process.name == stat.comm && !process.cmdline.is_empty() && self.read_at.elapsed() < STALE
+        process.name == stat.comm && !process.cmdline.is_empty() && self.read_at.elapsed() < self.good_for
     }
 }
 
@@ -84,11 +89,15 @@ impl Census {
         // A zombie has nothing left to tell.
         let stat = self.stat(key.pid).filter(|stat| stat.start_time == key.start_time && !stat.is_zombie());
         let old = self.known.remove(&key);
+        let good_for = match (&stat, &old) {
+            (Some(stat), Some(old)) if old.process.name == stat.comm => (old.good_for * 2).min(STALE),
+            _ => FIRST_STALE,
+        };
         let mut process = match (stat, old) {
             (Some(stat), Some(old)) if old.is_good(&stat) => {
-                let read_at = old.read_at;
+                let (read_at, good_for) = (old.read_at, old.good_for);
                 let process = Process { parent: stat.parent, ..old.process };
-                self.known.insert(key, Known { process: process.clone(), read_at, round });
+                self.known.insert(key, Known { process: process.clone(), read_at, good_for, round });
                 return process;
             }
             (Some(stat), old) => {
@@ -109,7 +118,7 @@ impl Census {
             let name = if process.name.is_empty() { name } else { process.name };
             process = Process { name, user, cgroup, unit, container, ..process };
         }
-        self.known.insert(key, Known { process: process.clone(), read_at: Instant::now(), round });
+        self.known.insert(key, Known { process: process.clone(), read_at: Instant::now(), good_for, round });
         process
     }
 
@@ -273,12 +282,32 @@ mod tests {
     }
 
     #[test]
+    fn a_process_is_read_again_soon_and_then_less_often() {
+        let mut census = Census::new(Path::new("/proc"), None);
+        let key = census.key_of(std::process::id()).unwrap();
+        let true_user = census.look(key, None).user;
+        let mut waits = Vec::new();
+        for _ in 0..7 {
+            let known = census.known.get_mut(&key).unwrap();
+            waits.push(known.good_for.as_secs());
+            known.process.user = "before".into();
+            census.begin_round();
+            assert_eq!(census.look(key, None).user, "before", "not yet");
+            let known = census.known.get_mut(&key).unwrap();
+            known.read_at = Instant::now().checked_sub(known.good_for).unwrap();
+            census.begin_round();
+            assert_eq!(census.look(key, None).user, true_user);
+        }
+        assert_eq!(waits, [1, 2, 4, 8, 16, 30, 30]);
+    }
+
+    #[test]
     fn what_proc_did_not_tell_in_time_is_known_by_the_trace() {
         let proc = tempfile::tempdir().unwrap();
         let mut census = Census::new(proc.path(), None);
         let key = ProcessKey { kind: ProcessKind::Process, pid: 7, start_time: 5 };
         let half = Process { pid: 7, start_time: 5, name: "half".into(), alive: true, ..Process::default() };
-        census.known.insert(key, Known { process: half, read_at: Instant::now(), round: 0 });
+        census.known.insert(key, Known { process: half, read_at: Instant::now(), good_for: STALE, round: 0 });
         census.begin_round();
         let trace = Trace { name: "early".into(), uid: 0, parent: 3, cgroup: 0 };
         let seen = census.look(key, Some(&trace));

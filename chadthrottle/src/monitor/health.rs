@@ -7,7 +7,7 @@ use crate::{
     backend::{Probe, Requirement, Site, ebpf},
     error::{Kind, Result},
     kernel::netlink::Route,
-    model::Source,
+    model::{Notice, Source},
 };
 
 /// What `doctor` says about the monitor.
@@ -37,10 +37,10 @@ pub fn look(site: &Site) -> Health {
             health.add("interfaces", answer(Route::open().and_then(|mut route| route.devices()).map(drop)));
         }
         Err(error) => {
-            let mend = lesser(&error).mend;
+            let Notice { why, mend, .. } = lesser(&error);
             let probe = match error.kind {
                 Kind::NotPermitted if mend.is_none() => Probe::Unknown { reason: error.to_string() },
-                _ => missing(error.to_string(), mend),
+                _ => missing(why, mend),
             };
             health.add("every packet, by eBPF", probe);
             let tried = Diag::open(lesser(&error)).and_then(|mut diag| diag.read(false));

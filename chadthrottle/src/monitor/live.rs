@@ -63,11 +63,16 @@ pub fn open(dir: &Path, site: &Site, options: Options) -> Result<Box<dyn Feed>> 
 /// Why only TCP's own figures are shown.
 pub fn lesser(cause: &Error) -> Notice {
     let missing = caps::missing(&caps::FOR_EBPF);
+    let mut why = cause.to_string();
+    let mend = (!missing.is_empty() && !why.contains("sudo ")).then(|| caps::mend(&caps::FOR_EBPF));
+    // Said once is enough.
+    if let Some(short) = mend.as_ref().and_then(|mend| why.strip_suffix(mend)?.strip_suffix(": ")) {
+        why = short.to_owned();
+    }
     Notice {
         what: "bytes are those that open TCP connections report, not what is on the wire".into(),
-        why: cause.to_string(),
-        mend: (!missing.is_empty() && !cause.to_string().contains("sudo "))
-            .then(|| caps::mend(&caps::FOR_EBPF)),
+        why,
+        mend,
     }
 }
 
@@ -115,7 +120,10 @@ impl Feed for Owned {
                 None => {
                     let pid = client.owner_pid();
                     self.client = None;
-                    return Err(Error::failed(format!("the owner (process {pid}), which counted, is gone")));
+                    return Err(Error::failed(format!(
+                        "the owner (process {pid}), which counted, is gone, or has let go of this program, \
+                         which did not read for 5 s"
+                    )));
                 }
             }
         }
@@ -156,5 +164,20 @@ impl Feed for Local {
         let reading = self.count.read(self.options.connections)?;
         let snapshot = self.assembler.snapshot(&reading, Limits::default(), self.options.connections);
         Ok(Some(Arc::new(snapshot)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_would_mend_it_is_said_once() {
+        let mend = caps::mend(&caps::FOR_EBPF);
+        let cause = Error::new(Kind::NotPermitted, format!("loading needs CAP_BPF: {mend}"));
+        let told = lesser(&cause).to_string();
+        assert_eq!(told.matches(&mend).count(), 1, "{told}");
+        let told = lesser(&Error::failed("the folder is no folder")).to_string();
+        assert!(told.contains("the folder is no folder"), "{told}");
     }
 }

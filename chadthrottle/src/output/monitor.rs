@@ -288,7 +288,7 @@ impl Account {
     pub fn table(self, view: &View) -> String {
         let whole = self.close();
         let view = View { filter: Filter::default(), ..view.clone() };
-        let time = number::time(whole.elapsed);
+        let time = number::span(whole.elapsed);
         format!("In {time}, with the averages of that time:\n{}", table(&whole, &view))
     }
 }

@@ -47,6 +47,11 @@ pub fn time(seconds: f64) -> String {
     }
 }
 
+/// As [`time`], of something that may be over at once: `0.4s`.
+pub fn span(seconds: f64) -> String {
+    if seconds < 1.0 { format!("{seconds:.1}s") } else { time(seconds) }
+}
+
 /// `1 socket`, `3 sockets`.
 pub fn count(number: u32, one: &str, many: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { many })
@@ -55,6 +60,11 @@ pub fn count(number: u32, one: &str, many: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn spans() {
+        assert_eq!([0.0, 0.44, 1.0, 61.5].map(span), ["0.0s", "0.4s", "1s", "1m01s"]);
+    }
 
     #[test]
     fn rates() {

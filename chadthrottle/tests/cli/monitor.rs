@@ -1,6 +1,10 @@
 //! `monitor`: what it shows of what the owner counts, recordings, and that it needs no rights.
 
-use std::{fs, process::Stdio};
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    process::Stdio,
+};
 
 use serde_json::Value;
 
@@ -82,8 +86,10 @@ fn a_table_has_a_line_for_what_moved() {
 #[test]
 fn the_owners_end_is_an_error() {
     let owner = FakeOwner::new(Play::Hold);
-    let (code, stdout, stderr) = finish(chadthrottle(owner.dir(), &["monitor", "--json"]));
-    assert_eq!((code, lines(&stdout).len()), (1, 2), "{stderr}");
+    let (code, stdout, stderr) = finish(chadthrottle(owner.dir(), &["monitor", "--json", "--summary"]));
+    let lines = lines(&stdout);
+    assert_eq!((code, lines.len()), (1, 3), "{stderr}");
+    assert_eq!(lines[2]["kind"], "summary", "what was seen is told all the same");
     assert!(stderr.contains("which counted, is gone"), "{stderr}");
 }
 
@@ -145,6 +151,28 @@ fn it_ends_at_a_signal_and_when_nobody_reads() {
     let mut child = command.stderr(Stdio::null()).spawn().unwrap();
     drop(child.stdout.take());
     assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn ticks_that_nobody_reads_are_left_out_and_that_is_said() {
+    let above = tempfile::tempdir().unwrap();
+    let file = above.path().join("file");
+    fs::write(&file, "").unwrap();
+    let mut command = chadthrottle(&file, &["monitor", "--json", "--interval", "0.1"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let stdout = child.stdout.take().unwrap();
+    // So small that it is full after a few ticks.
+    nix::fcntl::fcntl(&stdout, nix::fcntl::FcntlArg::F_SETPIPE_SZ(4096)).unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(6));
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let reader = std::thread::spawn(move || BufReader::new(stdout).lines().map_while(Result::ok).count());
+    let mut told = String::new();
+    while !told.contains("ticks were left out") {
+        assert_ne!(stderr.read_line(&mut told).unwrap(), 0, "{told}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(reader.join().unwrap() > 0);
 }
 
 #[test]
