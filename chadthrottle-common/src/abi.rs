@@ -100,8 +100,6 @@ pub struct FlowWindow {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TokenBucket {
-    /// Largest credit, in bytes.
-    pub capacity: u64,
     /// Bytes a second; 0: this direction is not limited.
     pub rate_bps: u64,
     /// Virtual time (the classic `last_update_ns`): when the bucket will be, or was, exactly empty of
@@ -109,27 +107,36 @@ pub struct TokenBucket {
     pub virtual_time: u64,
     /// `capacity` as ticks at `rate_bps`.
     pub capacity_ticks: u64,
-    /// Debt up to which small TCP packets still pass, in ticks at `rate_bps`.
-    pub small_ticks: u64,
-    /// Debt up to which packets that open or close a TCP connection still pass, in ticks at `rate_bps`.
-    pub urgent_ticks: u64,
     /// Zero of the virtual time, CLOCK_MONOTONIC ns.
     pub epoch_ns: u64,
+    /// Bytes let through since the limit was set. Here, with what else every packet needs, and not in
+    /// [`ThrottleStats`]: another look-up would be a good part of what a packet costs.
+    pub bytes_passed: u64,
+    /// Packets on the wire (segments, not GSO buffers) let through.
+    pub packets_passed: u64,
     /// Upload: the pacing rate that all flows share, IP bytes/s (see [`crate::pacing`]); 0: none is paced.
     pub level: u64,
-    /// Time between two looks at the level, ns.
-    pub level_period_ns: u64,
     /// CLOCK_MONOTONIC ns of the last look.
     pub level_at_ns: u64,
-    /// Bytes passed at the last look.
-    pub level_passed: u64,
-    /// Download: virtual time of the slice that is kept for traffic beside the queue (see
-    /// [`crate::bucket::BESIDE_SHIFT`]).
-    pub beside_time: u64,
+    /// Time between two looks at the level, ns.
+    pub level_period_ns: u64,
     /// Download: [`CgroupThrottleConfig::class_id`].
     pub class_id: u32,
     /// Zero.
     pub pad: u32,
+    /// Packets that came through our queue: counted among those let through too.
+    pub packets_delayed: u64,
+    /// Bytes passed at the last look.
+    pub level_passed: u64,
+    /// Debt up to which small TCP packets still pass, in ticks at `rate_bps`.
+    pub small_ticks: u64,
+    /// Debt up to which packets that open or close a TCP connection still pass, in ticks at `rate_bps`.
+    pub urgent_ticks: u64,
+    /// Download: virtual time of the slice that is kept for traffic beside the queue (see
+    /// [`crate::bucket::BESIDE_SHIFT`]).
+    pub beside_time: u64,
+    /// Largest credit, in bytes.
+    pub capacity: u64,
 }
 
 /// New figures for a bucket in use, the packet that `change_bucket` is run with. A bucket is never
@@ -148,21 +155,15 @@ pub struct BucketChange {
     pub bucket: TokenBucket,
 }
 
-/// One direction's counters since the limit was set. Map `CGROUP_STATS`, as `[_; 2]`.
-/// Bytes are IP bytes as on the wire.
+/// What became of those packets of one direction that did not just pass, since the limit was set. Map
+/// `CGROUP_STATS`, as `[_; 2]`. Bytes are IP bytes as on the wire.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ThrottleStats {
-    /// Packets on the wire (segments, not GSO buffers) let through.
-    pub packets_passed: u64,
-    /// Bytes let through.
-    pub bytes_passed: u64,
     /// Packets refused; on upload TCP keeps and sends them later.
     pub packets_dropped: u64,
     /// Bytes refused.
     pub bytes_dropped: u64,
-    /// Packets that came through our queue: counted among those let through too.
-    pub packets_delayed: u64,
     /// Packets marked, or that told the other side to slow down: whose advertised window was lowered.
     pub packets_marked: u64,
 }
@@ -209,11 +210,53 @@ pub const TAG_TOLD: u32 = 4;
 pub struct Flow {
     /// The level that was last applied to it, IP bytes/s; 0: it is not paced by us.
     pub level: u64,
-    /// The cap it had before, payload bytes/s; `u64::MAX`: none. It comes back when the limit ends.
+    /// The cap that the application asked for, payload bytes/s; `u64::MAX`: none. It comes back when the limit ends.
     pub saved: u64,
     /// 1: it follows the level by itself, at every round trip.
     pub follows: u64,
+    /// The cap that we set last, payload bytes/s.
+    pub set: u64,
+    /// The one before: the owner writes this record first and sets the cap after.
+    pub before: u64,
 }
+
+impl Flow {
+    /// Takes note of the cap that is found on the socket: one that we did not set is what the application asks for
+    /// by now.
+    #[inline(always)]
+    pub fn notice(&mut self, found: u64) {
+        if found != self.set && found != self.before {
+            self.saved = found;
+        }
+    }
+
+    /// Writes down a level, 0 for none, and the cap for it; `ours`: what the level allows, payload bytes/s. Returns
+    /// the cap.
+    #[inline(always)]
+    pub fn apply(&mut self, level: u64, ours: u64) -> u64 {
+        let cap = if level == 0 || self.saved < ours { self.saved } else { ours };
+        self.level = level;
+        self.before = self.set;
+        self.set = cap;
+        cap
+    }
+}
+
+/// A device by which packets of an upload limit leave that nothing paces, and that are too much. Map `DEPARTURES`:
+/// [`DEVICE_KEEPS`] or not. The programs ask by an entry of 0, the owner answers.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Departure {
+    /// Key of the limit.
+    pub limit: u64,
+    /// Number of the device in the namespace of the limit's processes.
+    pub device: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
+/// The device has fq: a packet stays there until the time that it carries.
+pub const DEVICE_KEEPS: u32 = 1;
 
 /// A process that is limited. Map `PROCESSES`, keyed by its tgid in the initial PID namespace.
 #[repr(C)]
@@ -451,15 +494,16 @@ const _: () = {
     assert!(size_of::<CgroupThrottleConfig>() == 40);
     assert!(size_of::<ActiveFlows>() == 32);
     assert!(size_of::<FlowWindow>() == 32);
-    assert!(size_of::<TokenBucket>() == 104);
-    assert!(size_of::<ThrottleStats>() == 48);
+    assert!(size_of::<TokenBucket>() == 128);
+    assert!(size_of::<ThrottleStats>() == 24);
     assert!(size_of::<Tag>() == 72);
-    assert!(size_of::<Flow>() == 24);
+    assert!(size_of::<Flow>() == 40);
+    assert!(size_of::<Departure>() == 16);
     assert!(size_of::<ProcessEntry>() == 40);
     assert!(size_of::<State>() == 16);
     assert!(size_of::<Lost>() == 16);
     assert!(size_of::<Event>() == 16);
-    assert!(size_of::<BucketChange>() == 128);
+    assert!(size_of::<BucketChange>() == 152);
     assert!(size_of::<SocketRecord>() == 80);
 };
 
@@ -479,6 +523,8 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for Flow {}
     // SAFETY: as above.
+    unsafe impl aya::Pod for Departure {}
+    // SAFETY: as above.
     unsafe impl aya::Pod for FlowWindow {}
     // SAFETY: as above.
     unsafe impl aya::Pod for ProcessEntry {}
@@ -492,4 +538,40 @@ mod pod {
     unsafe impl aya::Pod for ProcessCount {}
     // SAFETY: as above.
     unsafe impl aya::Pod for SpareCount {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A flow under a level that allows `ours`.
+    fn paced(saved: u64, ours: u64) -> Flow {
+        let mut flow = Flow::default();
+        flow.notice(saved);
+        flow.apply(1, ours);
+        flow
+    }
+
+    #[test]
+    fn the_applications_cap_is_never_raised() {
+        assert_eq!(paced(2_000, 5_000).set, 2_000);
+        assert_eq!(paced(u64::MAX, 5_000).set, 5_000);
+    }
+
+    #[test]
+    fn what_the_application_sets_later_counts() {
+        let mut flow = paced(u64::MAX, 5_000);
+        flow.notice(5_000);
+        assert_eq!(flow.saved, u64::MAX, "our own cap");
+        flow.notice(2_000);
+        assert_eq!((flow.apply(1, 6_000), flow.apply(0, 0)), (2_000, 2_000));
+    }
+
+    #[test]
+    fn a_cap_that_is_about_to_be_set_does_not_make_the_last_one_the_applications() {
+        let mut flow = paced(u64::MAX, 5_000);
+        flow.apply(2, 6_000);
+        flow.notice(5_000);
+        assert_eq!(flow.saved, u64::MAX);
+    }
 }

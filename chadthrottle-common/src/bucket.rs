@@ -67,6 +67,26 @@ pub const ANSWER: u64 = 1_500;
 /// to a debt that never ends.
 pub const QUEUE_SLACK: u64 = 50_000_000 * TICKS_PER_NS;
 
+/// Debt up to which a device with fq keeps what nothing paces, in ticks: a packet more would come too late to be of use,
+/// and a sender has to feel somewhere that it is too fast.
+pub const KEPT_TICKS: u64 = 500_000_000 * TICKS_PER_NS;
+
+/// And no more than this many packets: fq drops what a flow has beyond 100, and an application with IP_RECVERR is told.
+/// A socket's usual buffer is full with 93 datagrams of full size, so these are never too many.
+pub const KEPT_PACKETS: u64 = 98;
+
+/// Whether a packet of `bytes` may be left to a device that keeps it until the bucket, in `debt` ticks now, has room.
+#[inline(always)]
+pub fn may_be_kept(debt: u64, bytes: u64, rate: NonZeroU64) -> bool {
+    debt <= KEPT_TICKS && debt <= cost(bytes * KEPT_PACKETS, rate)
+}
+
+/// When a bucket of such an epoch has no debt any more, CLOCK_MONOTONIC ns.
+#[inline(always)]
+pub fn out_of_debt_ns(virtual_time: u64, epoch_ns: u64) -> u64 {
+    epoch_ns.wrapping_add(virtual_time / TICKS_PER_NS)
+}
+
 /// The word of virtual time, shared by all CPUs. In the kernel it is a map value, on the host an
 /// [`core::sync::atomic::AtomicU64`].
 pub trait Word {

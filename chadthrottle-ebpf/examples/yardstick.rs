@@ -23,7 +23,7 @@ use aya_ebpf::{
     programs::SkBuffContext,
 };
 use chadthrottle_common::{
-    abi::{MAX_LIMITS, ThrottleStats},
+    abi::MAX_LIMITS,
     bucket::token_bucket_allow,
 };
 
@@ -57,6 +57,16 @@ pub struct NaiveConfig {
     burst: u64,
 }
 
+/// Its counters.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct NaiveStats {
+    packets_passed: u64,
+    bytes_passed: u64,
+    packets_dropped: u64,
+    bytes_dropped: u64,
+}
+
 /// Its bucket.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -70,7 +80,7 @@ static NAIVE_CONFIGS: HashMap<u64, NaiveConfig> = HashMap::with_max_entries(MAX_
 #[map]
 static NAIVE_BUCKETS: HashMap<u64, NaiveBucket> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]
-static NAIVE_STATS: HashMap<u64, ThrottleStats> = HashMap::with_max_entries(MAX_LIMITS, 0);
+static NAIVE_STATS: HashMap<u64, NaiveStats> = HashMap::with_max_entries(MAX_LIMITS, 0);
 
 #[inline(always)]
 unsafe fn naive(ctx: &SkBuffContext) -> Option<i32> {
@@ -91,13 +101,11 @@ unsafe fn naive(ctx: &SkBuffContext) -> Option<i32> {
             bucket.tokens -= bytes;
         }
         let _ = NAIVE_BUCKETS.insert(id, bucket, 0);
-        let mut stats = NAIVE_STATS.get(id).copied().unwrap_or(ThrottleStats {
+        let mut stats = NAIVE_STATS.get(id).copied().unwrap_or(NaiveStats {
             packets_passed: 0,
             bytes_passed: 0,
             packets_dropped: 0,
             bytes_dropped: 0,
-            packets_delayed: 0,
-            packets_marked: 0,
         });
         if passes {
             stats.packets_passed += 1;

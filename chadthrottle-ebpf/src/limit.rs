@@ -11,12 +11,12 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{
-        BucketChange, CLASS_MAJOR, DOWNLOAD, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER,
+        BucketChange, CLASS_MAJOR, DEVICE_KEEPS, DOWNLOAD, Departure, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER,
         TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
     bucket::{
         ANSWER, BESIDE_SHIFT, QUEUE_SLACK, SMALL_PACKET, Word, charge, cost, cost_beside, exceeded, has_room,
-        ticks,
+        may_be_kept, out_of_debt_ns, ticks,
     },
     pacing::BURST_TICKS,
     remote::SELECTIVE,
@@ -27,7 +27,7 @@ use crate::{
     atomic::{self, MapWord},
     count::take_back,
     kernel::global,
-    maps::{CGROUP_BUCKETS, CGROUP_STATS, EVENTS, MPTCP, TAGS, live_state, resolve},
+    maps::{CGROUP_BUCKETS, CGROUP_STATS, DEPARTURES, EVENTS, MPTCP, TAGS, live_state, resolve},
     pacing, packet,
     remote::{self, are_selective},
 };
@@ -121,28 +121,32 @@ fn tell_owner(tag: &mut Tag) {
     }
 }
 
-/// The counters of one direction, 0 or 1, of a limit.
+/// What one direction, 0 or 1, of a limit did not let pass.
 #[inline(always)]
 pub fn stats(id: u64, direction: usize) -> Option<*mut ThrottleStats> {
     // SAFETY: a map value of two elements.
     CGROUP_STATS.get_ptr_mut(id).map(|pair| unsafe { pair.cast::<ThrottleStats>().add(direction) })
 }
 
-/// `queued`: it has waited in a queue.
 #[inline(always)]
-unsafe fn count(id: u64, direction: usize, wire: Wire, passed: bool, queued: bool) {
+unsafe fn count_refused(id: u64, direction: usize, wire: Wire) {
     let Some(stats) = stats(id, direction) else { return };
     // SAFETY: points into a map value.
     unsafe {
+        atomic::add(&raw mut (*stats).packets_dropped, wire.packets);
+        atomic::add(&raw mut (*stats).bytes_dropped, wire.bytes);
+    }
+}
+
+/// `queued`: it has waited in a queue.
+#[inline(always)]
+unsafe fn count_passed(bucket: *mut TokenBucket, wire: Wire, queued: bool) {
+    // SAFETY: the caller's: points into a map value.
+    unsafe {
+        atomic::add(&raw mut (*bucket).bytes_passed, wire.bytes);
+        atomic::add(&raw mut (*bucket).packets_passed, wire.packets);
         if queued {
-            atomic::add(&raw mut (*stats).packets_delayed, wire.packets);
-        }
-        if passed {
-            atomic::add(&raw mut (*stats).packets_passed, wire.packets);
-            atomic::add(&raw mut (*stats).bytes_passed, wire.bytes);
-        } else {
-            atomic::add(&raw mut (*stats).packets_dropped, wire.packets);
-            atomic::add(&raw mut (*stats).bytes_dropped, wire.bytes);
+            atomic::add(&raw mut (*bucket).packets_delayed, wire.packets);
         }
     }
 }
@@ -239,7 +243,7 @@ impl Packet<'_> {
     }
 
     #[inline(always)]
-    unsafe fn charge<const CAS: bool>(&self, id: u64, found: &Found, queue_slack: u64) {
+    unsafe fn charge<const CAS: bool>(&self, found: &Found, queue_slack: u64) {
         // SAFETY: as above.
         unsafe {
             let word = MapWord::<CAS>(&raw mut (*found.bucket).virtual_time);
@@ -248,7 +252,7 @@ impl Packet<'_> {
             if has_room(found.seen, found.now, queue_slack) || !self.was_queued(found) {
                 charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
             }
-            count(id, self.direction, self.wire, true, self.priority >> 16 == CLASS_MAJOR);
+            count_passed(found.bucket, self.wire, self.priority >> 16 == CLASS_MAJOR);
         }
     }
 
@@ -275,11 +279,46 @@ impl Packet<'_> {
         }
     }
 
+    /// Leaves a packet that nothing paces to its device, where that keeps packets until their time: when the bucket
+    /// will have room for it.
     #[inline(always)]
-    unsafe fn look_at_level(&self, id: u64, found: &Found) {
+    unsafe fn departs_later(&self, id: u64, found: &Found, now_ns: u64) -> bool {
+        // SAFETY: as above; fields of the context.
+        unsafe {
+            if self.direction != UPLOAD || is_tcp(self.socket) {
+                return false;
+            }
+            let skb = self.ctx.skb.skb;
+            let departure = Departure { limit: id, device: (*skb).ifindex, reserved: 0 };
+            match DEPARTURES.get(&departure) {
+                Some(&DEVICE_KEEPS) => {}
+                Some(_) => return false,
+                None => {
+                    // BPF_NOEXIST: the owner may have answered another processor's question.
+                    let _ = DEPARTURES.insert(departure, 0, 1);
+                    return false;
+                }
+            }
+            let epoch_ns = (*found.bucket).epoch_ns;
+            let debt = found.seen.saturating_sub(ticks(now_ns, epoch_ns));
+            if !may_be_kept(debt, self.wire.bytes, found.rate) {
+                return false;
+            }
+            let at = out_of_debt_ns(found.seen, epoch_ns);
+            // Who sets a time of its own (SO_TXTIME) is not to be sooner.
+            atomic::add(&raw mut (*found.bucket).packets_delayed, self.wire.packets);
+            if at > (*skb).tstamp {
+                core::ptr::write_volatile(&raw mut (*skb).tstamp, at);
+            }
+            true
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn look_at_level(&self, found: &Found) {
         if self.direction == UPLOAD {
             // SAFETY: as above.
-            unsafe { pacing::look(id, found.bucket, self.recent_ns, found.seen.wrapping_sub(found.now) as i64) };
+            unsafe { pacing::look(found.bucket, self.recent_ns, found.seen.wrapping_sub(found.now) as i64) };
         }
     }
 
@@ -289,7 +328,7 @@ impl Packet<'_> {
         // SAFETY: as above.
         unsafe {
             let Some(found) = self.find::<CAS>(self.bucket(id)) else { return true };
-            self.look_at_level(id, &found);
+            self.look_at_level(&found);
             let mut passes = has_room(found.seen, found.now, 0) || self.was_queued(&found);
             if !passes {
                 let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
@@ -298,11 +337,14 @@ impl Packet<'_> {
                     self.charge_beside::<CAS>(&found);
                     passes = true;
                 }
+                if !passes {
+                    passes = self.departs_later(id, &found, now_ns);
+                }
             }
             if passes {
-                self.charge::<CAS>(id, &found, QUEUE_SLACK);
+                self.charge::<CAS>(&found, QUEUE_SLACK);
             } else {
-                count(id, self.direction, self.wire, false, false);
+                count_refused(id, self.direction, self.wire);
             }
             passes
         }
@@ -326,7 +368,7 @@ impl Packet<'_> {
             if any != 0 {
                 for (refused, id) in refused.iter().zip(ids) {
                     if *refused != 0 {
-                        count(*id, self.direction, self.wire, false, false);
+                        count_refused(*id, self.direction, self.wire);
                     }
                 }
             }
@@ -354,8 +396,8 @@ impl Packet<'_> {
             }
             for id in ids {
                 if let Some(found) = self.find::<CAS>(self.bucket(*id)) {
-                    self.look_at_level(*id, &found);
-                    self.charge::<CAS>(*id, &found, 0);
+                    self.look_at_level(&found);
+                    self.charge::<CAS>(&found, 0);
                 }
             }
         }

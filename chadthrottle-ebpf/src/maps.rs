@@ -8,7 +8,7 @@ use aya_ebpf::{
     maps::{Array, HashMap, PerCpuArray, RingBuf},
 };
 use chadthrottle_common::abi::{
-    ActiveFlows, CgroupThrottleConfig, CountKey, Flow, FlowWindow, Lost, MAX_COUNTED, MAX_LIMITS, MAX_PROCESSES,
+    ActiveFlows, CgroupThrottleConfig, CountKey, Departure, Flow, FlowWindow, Lost, MAX_COUNTED, MAX_LIMITS, MAX_PROCESSES,
     ProcessCount, ProcessEntry, SocketCount, SocketOwner, SpareCount, State, Tag, ThrottleStats, TokenBucket,
 };
 
@@ -114,6 +114,9 @@ pub static CGROUP_CONFIGS: HashMap<u64, [CgroupThrottleConfig; 2]> = HashMap::wi
 pub static CGROUP_BUCKETS: HashMap<u64, [TokenBucket; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);
 #[map]
 pub static CGROUP_STATS: HashMap<u64, [ThrottleStats; 2]> = HashMap::with_max_entries(MAX_LIMITS, 0);
+/// BPF_F_NO_PREALLOC: few limits need any.
+#[map]
+pub static DEPARTURES: HashMap<Departure, u32> = HashMap::with_max_entries(MAX_LIMITS, 1);
 #[map]
 pub static PROCESSES: HashMap<u32, ProcessEntry> = HashMap::with_max_entries(MAX_PROCESSES, 0);
 #[map]

@@ -14,13 +14,13 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use chadthrottle_common::{
-    abi::{TAG_LISTENER, TAG_SHARED, ThrottleStats, TokenBucket, UPLOAD},
+    abi::{TAG_LISTENER, TAG_SHARED, TokenBucket, UPLOAD},
     pacing::{Use, next_level, payload_rate, period_ns},
 };
 
 use crate::{
     kernel::{field, global},
-    maps::{CGROUP_BUCKETS, CGROUP_STATS, FLOWS, TAGS, live_state, resolve},
+    maps::{CGROUP_BUCKETS, FLOWS, TAGS, live_state, resolve},
     remote::{FarEnd, are_selective, narrow},
 };
 
@@ -32,20 +32,18 @@ const AF_INET6: u32 = 10;
 /// steps, and the next looks mend it.
 ///
 /// # Safety
-/// `bucket` is the upload bucket of limit `id`, from the map in this run; its virtual time is `ahead` ticks ahead
+/// `bucket` is an upload bucket, from the map in this run; its virtual time is `ahead` ticks ahead
 /// of the clock.
 #[inline(always)]
-pub unsafe fn look(id: u64, bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
-    // SAFETY: the caller's; the counters are a map value of two elements.
+pub unsafe fn look(bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
+    // SAFETY: the caller's.
     unsafe {
         let elapsed_ns = now_ns.saturating_sub((*bucket).level_at_ns);
         if elapsed_ns < (*bucket).level_period_ns || (*bucket).level == 0 {
             return;
         }
         (*bucket).level_at_ns = now_ns;
-        let Some(pair) = CGROUP_STATS.get_ptr(id) else { return };
-        let stats = pair.cast::<ThrottleStats>().add(UPLOAD);
-        let passed = (*stats).bytes_passed;
+        let passed = (*bucket).bytes_passed;
         let most_credit = -((*bucket).capacity_ticks as i64);
         let found = Use {
             elapsed_ns,
@@ -110,29 +108,25 @@ unsafe fn pace(ctx: &SockOpsContext) -> Option<()> {
             let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_RTT_CB_FLAG) as i32);
         }
         let flow = if level == 0 { FLOWS.get(socket)? } else { FLOWS.get_or_create(socket)? };
-        if ctx.op() != BPF_SOCK_OPS_RTT_CB {
-            flow.follows = 1;
-        }
-        if flow.level == level {
+        flow.follows = 1;
+        if level == 0 && flow.level == 0 {
             return None;
         }
-        if flow.level == 0 {
-            let tcp: *const c_void = bpf_skc_to_tcp_sock(socket).cast();
-            if tcp.is_null() {
-                return None;
-            }
-            flow.saved = field(tcp, global::SK_MAX_PACING_RATE());
+        let tcp: *const c_void = bpf_skc_to_tcp_sock(socket).cast();
+        if tcp.is_null() {
+            return None;
         }
-        let mut cap = flow.saved;
-        if level != 0 {
-            let ours = payload_rate(level, (*ctx.ops).family == AF_INET6);
-            if ours < cap {
-                cap = ours;
-            }
+        let found: u64 = field(tcp, global::SK_MAX_PACING_RATE());
+        if flow.level == level && flow.set == found {
+            return None;
         }
+        flow.notice(found);
+        let cap = flow.apply(level, payload_rate(level, (*ctx.ops).family == AF_INET6));
         // bpf_setsockopt takes 32 bits, all ones for none.
         let mut value = if cap > u64::from(u32::MAX) { u32::MAX } else { cap as u32 };
-        flow.level = level;
+        if cap > u64::from(u32::MAX) {
+            flow.set = u64::MAX;
+        }
         bpf_setsockopt(ctx.as_ptr(), SOL_SOCKET, SO_MAX_PACING_RATE, (&raw mut value).cast(), 4);
     }
     Some(())

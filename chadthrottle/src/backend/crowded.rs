@@ -3,8 +3,8 @@
 //! ([`Place`]).
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet},
-    os::fd::RawFd,
+    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
+    os::fd::{AsFd, RawFd},
     path::Path,
     time::{Duration, Instant},
 };
@@ -16,7 +16,13 @@ use super::{
 };
 use crate::{
     error::{Error, Kind, Result},
-    kernel::{caps, fault, netns::Namespace, process, sock_diag::Socket},
+    kernel::{
+        caps, fault,
+        netns::Namespace,
+        process::{self, Process},
+        sock_diag::Socket,
+        sockets,
+    },
     model::{Counters, Direction, Escape, EscapeKind, Limit, LimitId, Rate},
 };
 
@@ -86,6 +92,9 @@ struct Held {
     unsettled: bool,
     /// Processes have been moved out of their leaf.
     moved: usize,
+    /// By inode, the sockets that were in no list of the processes' namespaces, and where they are; `None`: they are
+    /// none of IP.
+    abroad: HashMap<u32, Option<u64>>,
 }
 
 /// Holds the limits of one direction.
@@ -103,7 +112,7 @@ struct Look {
     processes: HashSet<u32>,
     /// Inodes of sockets of all kinds.
     inodes: HashSet<u32>,
-    /// Network namespaces, each with one process in it.
+    /// Network namespaces, each with one thread in it.
     namespaces: HashMap<u64, u32>,
 }
 
@@ -117,11 +126,32 @@ impl Look {
         };
         for &pid in pids {
             look.inodes.extend(process::socket_inodes(proc, pid));
-            if let Some(inode) = process::network_namespace(proc, pid) {
-                look.namespaces.entry(inode).or_insert(pid);
-            }
+            look.namespaces.extend(process::network_namespaces(proc, pid));
         }
         look
+    }
+
+    /// Where these sockets are; `None`: they are none of IP, or can't be asked.
+    fn find(&self, inodes: &HashSet<u32>) -> HashMap<u32, Option<Namespace>> {
+        let mut found = HashMap::new();
+        if inodes.is_empty() {
+            return found;
+        }
+        for &pid in &self.processes {
+            let Ok(process) = Process::open(pid) else { continue };
+            for (descriptor, inode) in process::socket_descriptors(Path::new(process::PROC), pid) {
+                let inode = inode as u32;
+                if inodes.contains(&inode) {
+                    found.entry(inode).or_insert_with(|| {
+                        where_is(&process, descriptor).unwrap_or_else(|error| {
+                            tracing::debug!("socket {inode} of process {pid}: {error}");
+                            None
+                        })
+                    });
+                }
+            }
+        }
+        found
     }
 }
 
@@ -147,18 +177,42 @@ impl<P: Place> Crowded<P> {
         Error::new(Kind::NotFound, format!("this backend holds no limit {id}"))
     }
 
-    fn place(&mut self, inode: u64, pid: u32) -> Result<&mut P> {
-        if !self.places.contains_key(&inode) {
-            let namespace = Namespace::of_process(pid)?;
-            if namespace.inode()? != inode {
-                return Err(Error::new(
-                    Kind::NotFound,
-                    format!("process {pid} has moved to another network namespace"),
-                ));
-            }
-            self.places.insert(inode, P::open(namespace, self.direction)?);
+    /// The place in a namespace, which is opened by a thread in it.
+    fn open_place(&mut self, inode: u64, thread: u32) -> Result<()> {
+        if self.places.contains_key(&inode) {
+            return Ok(());
         }
-        self.places.get_mut(&inode).ok_or_else(|| Error::failed("no place"))
+        let namespace = Namespace::of_process(thread)?;
+        if namespace.inode()? != inode {
+            return Err(Error::new(
+                Kind::NotFound,
+                format!("process {thread} has moved to another network namespace"),
+            ));
+        }
+        self.places.insert(inode, P::open(namespace, self.direction)?);
+        Ok(())
+    }
+
+    /// Opens the places where sockets are that no list of the processes' namespaces had (`unlisted`): a socket stays
+    /// in the namespace it was made in, wherever its process goes. Which these are; each socket is asked once.
+    fn look_abroad(&mut self, id: LimitId, look: &Look, unlisted: &HashSet<u32>) -> Result<HashSet<u64>> {
+        let held = self.held.get_mut(&id).ok_or_else(|| Self::unknown(id))?;
+        held.abroad.retain(|inode, _| look.inodes.contains(inode));
+        let new: HashSet<u32> =
+            unlisted.iter().copied().filter(|inode| !held.abroad.contains_key(inode)).collect();
+        for (inode, namespace) in look.find(&new) {
+            let Some(namespace) = namespace else {
+                held.abroad.insert(inode, None);
+                continue;
+            };
+            let number = namespace.inode()?;
+            if let Entry::Vacant(vacant) = self.places.entry(number) {
+                vacant.insert(P::open(namespace, self.direction)?);
+            }
+            held.abroad.insert(inode, Some(number));
+        }
+        let found = held.abroad.values().flatten().copied();
+        Ok(found.filter(|inode| !look.namespaces.contains_key(inode)).collect())
     }
 
     fn bring_in(&mut self, limit: &Limit) -> Result<Applied> {
@@ -168,7 +222,7 @@ impl<P: Place> Crowded<P> {
         if !P::NESTS {
             self.require_free(&pids)?;
         }
-        let held = Held { crowd, rate, unsettled: false, moved: 0 };
+        let held = Held { crowd, rate, unsettled: false, moved: 0, abroad: HashMap::new() };
         self.held.insert(limit.id, held);
         let look = Look::new(&pids);
         let sockets = self.hold(limit.id, &look)?;
@@ -200,29 +254,28 @@ impl<P: Place> Crowded<P> {
     fn hold(&mut self, id: LimitId, look: &Look) -> Result<u32> {
         let held = self.held.get(&id).ok_or_else(|| Self::unknown(id))?;
         let (crowd, rate) = (held.crowd.clone(), held.rate);
-        let mut sockets = 0;
-        let mut unsettled = false;
-        for (&inode, &pid) in &look.namespaces {
-            let place = match self.place(inode, pid) {
-                Ok(place) => place,
+        let mut sockets = Found::default();
+        let mut unlisted = look.inodes.clone();
+        for (&inode, &thread) in &look.namespaces {
+            match self.open_place(inode, thread) {
+                Ok(()) => {}
                 // Ended meanwhile.
                 Err(error) if error.kind == Kind::NotFound && look.namespaces.len() > 1 => continue,
                 Err(error) => return Err(error),
-            };
-            if !place.holds(id) {
-                place.set_rate(id, rate)?;
-                place.set_leaves(id, crowd.borrow().leaves())?;
             }
-            let all = place.sockets()?;
-            let knows = |cgroup| crowd.borrow().knows_by_cgroup(cgroup);
-            let found = place.hold_old(id, &all, &look.inodes, &look.processes, &knows)?;
-            sockets += found.count;
-            unsettled |= found.unsettled;
+            if let Some(place) = self.places.get_mut(&inode) {
+                sockets.add(hold_in(place, id, rate, &crowd, look, &mut unlisted)?);
+            }
+        }
+        for inode in self.look_abroad(id, look, &unlisted)? {
+            if let Some(place) = self.places.get_mut(&inode) {
+                sockets.add(hold_in(place, id, rate, &crowd, look, &mut unlisted)?);
+            }
         }
         if let Some(held) = self.held.get_mut(&id) {
-            held.unsettled = unsettled;
+            held.unsettled = sockets.unsettled;
         }
-        Ok(sockets)
+        Ok(sockets.sockets)
     }
 
     fn change(&mut self, limit: &Limit) -> Result<Applied> {
@@ -378,6 +431,51 @@ impl<P: Place> Backend for Crowded<P> {
         self.held.clear();
         self.places.clear();
         Ok(())
+    }
+}
+
+/// What a limit has in one place, or in all.
+#[derive(Default)]
+struct Found {
+    sockets: u32,
+    unsettled: bool,
+}
+
+impl Found {
+    fn add(&mut self, other: Self) {
+        self.sockets += other.sockets;
+        self.unsettled |= other.unsettled;
+    }
+}
+
+/// Holds a limit in a place, and strikes the sockets that are there out of `unlisted`.
+fn hold_in<P: Place>(
+    place: &mut P,
+    id: LimitId,
+    rate: u64,
+    crowd: &crowd::Shared,
+    look: &Look,
+    unlisted: &mut HashSet<u32>,
+) -> Result<Found> {
+    if !place.holds(id) {
+        place.set_rate(id, rate)?;
+        place.set_leaves(id, crowd.borrow().leaves())?;
+    }
+    let all = place.sockets()?;
+    for socket in &all {
+        unlisted.remove(&socket.inode);
+    }
+    let knows = |cgroup| crowd.borrow().knows_by_cgroup(cgroup);
+    let found = place.hold_old(id, &all, &look.inodes, &look.processes, &knows)?;
+    Ok(Found { sockets: found.count, unsettled: found.unsettled })
+}
+
+/// The network namespace of a process's socket; `None`: it is none of IP.
+fn where_is(process: &Process, descriptor: u32) -> Result<Option<Namespace>> {
+    let socket = sockets::borrow(process, descriptor)?;
+    match sockets::is_inet(socket.as_fd()) {
+        Ok(true) => Namespace::of_socket(socket.as_fd()).map(Some),
+        _ => Ok(None),
     }
 }
 

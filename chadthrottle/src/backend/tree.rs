@@ -1,6 +1,8 @@
 //! The HTB tree of a device: a class for each limit, in the order in which packets should leave. One for all that have
 //! queues: the eBPF backend's IFB, `tc_htb` and `ifb_tc`.
 
+use std::collections::HashSet;
+
 use crate::{
     error::Result,
     kernel::tc::{
@@ -142,10 +144,17 @@ impl Tree {
         tc.class_counts(self.device)
     }
 
-    /// Whether it is still there.
-    pub fn stands(self, tc: &mut Tc) -> Result<bool> {
+    /// Whether it is still there, with the classes of these limits.
+    pub fn stands(self, tc: &mut Tc, mut branches: impl Iterator<Item = Branch>) -> Result<bool> {
         let ours = |kind: &str, handle| kind == "htb" && handle == self.major << 16;
-        Ok(tc.root_qdisc(self.device)?.is_some_and(|root| ours(&root.kind, root.handle)))
+        if !tc.root_qdisc(self.device)?.is_some_and(|root| ours(&root.kind, root.handle)) {
+            return Ok(false);
+        }
+        let there: HashSet<u32> = tc.class_counts(self.device)?.into_iter().map(|(class, _)| class).collect();
+        let has = |branch: Branch| {
+            [branch.both, branch.bulk, branch.urgent].iter().all(|class| there.contains(class))
+        };
+        Ok(branches.all(has))
     }
 }
 

@@ -22,7 +22,6 @@ use nix::{
         prctl,
         signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, raise, sigaction},
         signalfd::siginfo,
-        wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{ForkResult, Pid, execvp, fork, getpgid, getpgrp, pipe2},
 };
@@ -193,14 +192,23 @@ fn become_command(command: &Command, go: OwnedFd, report: OwnedFd) -> ! {
     unsafe { libc::_exit(FAILED.into()) }
 }
 
-/// The code to exit with, when the command has ended.
+/// The code to exit with, when the command has ended. Asked of libc, because nix has no name for a real-time signal
+/// and takes an end by one for an error.
 fn exit_code(pid: Pid) -> Result<Option<u8>> {
-    match waitpid(pid, Some(WaitPidFlag::WNOHANG)).context("wait for the command")? {
-        // The kernel keeps eight bits.
-        WaitStatus::Exited(_, code) => Ok(Some(code as u8)),
-        WaitStatus::Signaled(_, signal, _) => Ok(Some(128 + signal as u8)),
-        _ => Ok(None),
+    let mut status = 0;
+    // SAFETY: `status` is valid for a write of its type.
+    let ended = unsafe { libc::waitpid(pid.as_raw(), &raw mut status, libc::WNOHANG) };
+    if Errno::result(ended).context("wait for the command")? == 0 {
+        return Ok(None);
     }
+    // The kernel keeps eight bits of a code; signals go to 64.
+    Ok(if libc::WIFEXITED(status) {
+        Some(libc::WEXITSTATUS(status) as u8)
+    } else if libc::WIFSIGNALED(status) {
+        Some(128 + libc::WTERMSIG(status) as u8)
+    } else {
+        None
+    })
 }
 
 fn pass_on(signal: &siginfo, pid: Pid) {

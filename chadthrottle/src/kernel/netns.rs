@@ -15,6 +15,7 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 
+use super::sockets;
 use crate::error::{Context, Error, Kind, Result};
 
 /// The calling thread's network namespace (Linux 3.17).
@@ -48,6 +49,12 @@ impl Namespace {
     /// [`crate::error::Kind::NotFound`] when there is no such process.
     pub fn of_process(pid: u32) -> Result<Self> {
         Self::at(Path::new(&format!("/proc/{pid}/ns/net")))
+    }
+
+    /// The namespace a socket is in, wherever its process is.
+    pub fn of_socket(socket: BorrowedFd<'_>) -> Result<Self> {
+        let descriptor = sockets::namespace(socket).context("ask for the network namespace of a socket")?;
+        Ok(Self { descriptor })
     }
 
     /// The namespace behind a file of nsfs.

@@ -4,7 +4,7 @@
 //! down as id and start time.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs, io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::Path,
@@ -298,19 +298,22 @@ pub fn socket_descriptors(proc: &Path, pid: u32) -> Vec<(u32, u64)> {
 
 /// Inode numbers of the sockets that a process has open; none when it ended, or may not be looked into.
 pub fn socket_inodes(proc: &Path, pid: u32) -> HashSet<u32> {
-    let entries = fs::read_dir(proc.join(format!("{pid}/fd"))).into_iter().flatten().flatten();
-    entries
-        .filter_map(|entry| {
-            let target = fs::read_link(entry.path()).ok()?;
-            target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
-        })
-        .collect()
+    socket_descriptors(proc, pid).into_iter().map(|(_, inode)| inode as u32).collect()
 }
 
 /// Inode number of a process's network namespace; `None` when it ended, or may not be looked into.
 pub fn network_namespace(proc: &Path, pid: u32) -> Option<u64> {
     let target = fs::read_link(proc.join(format!("{pid}/ns/net"))).ok()?;
     target.to_str()?.strip_prefix("net:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// The network namespaces that a process's threads are in, each with one thread of it; none when it ended, or may not
+/// be looked into.
+pub fn network_namespaces(proc: &Path, pid: u32) -> BTreeMap<u64, u32> {
+    let tasks = proc.join(format!("{pid}/task"));
+    let entries = fs::read_dir(&tasks).into_iter().flatten().flatten();
+    let threads = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    threads.filter_map(|thread| Some((network_namespace(&tasks, thread)?, thread))).collect()
 }
 
 /// Whether this process sees the ids that the kernel's own programs see.

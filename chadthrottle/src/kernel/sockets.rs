@@ -72,6 +72,11 @@ pub fn tcp_bytes(socket: BorrowedFd<'_>) -> Option<(u64, u64)> {
 
 /// Inode number of its network namespace.
 pub fn network_namespace(socket: BorrowedFd<'_>) -> io::Result<u32> {
+    Ok(File::from(namespace(socket)?).metadata()?.ino() as u32)
+}
+
+/// Its network namespace.
+pub fn namespace(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// Gives a descriptor for the namespace of a socket (4.9).
     const SIOCGSKNS: libc::c_ulong = 0x894c;
     // SAFETY: no pointers; the result is a new descriptor (close-on-exec) or an error.
@@ -80,8 +85,7 @@ pub fn network_namespace(socket: BorrowedFd<'_>) -> io::Result<u32> {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: as above.
-    let namespace = unsafe { OwnedFd::from_raw_fd(got) };
-    Ok(File::from(namespace).metadata()?.ino() as u32)
+    Ok(unsafe { OwnedFd::from_raw_fd(got) })
 }
 
 /// Whether it is an IPv4 or IPv6 socket.

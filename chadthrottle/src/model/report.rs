@@ -51,6 +51,8 @@ pub enum RungKind {
     IfbHtbWindow,
     /// Download: senders are told to send less; what is too much is dropped.
     WindowBucket,
+    /// Upload: TCP is paced, and UDP waits in the device's fq until its time. Nothing is lost.
+    PacingEdt,
     /// Upload: TCP is paced; what is too much is refused, and UDP dropped.
     PacingBucket,
     /// What is too much is dropped.
@@ -62,6 +64,7 @@ impl fmt::Display for RungKind {
         f.pad(match self {
             Self::IfbHtbWindow => "ifb+htb+window",
             Self::WindowBucket => "window+bucket",
+            Self::PacingEdt => "pacing+edt",
             Self::PacingBucket => "pacing+bucket",
             Self::Bucket => "bucket",
         })

@@ -99,7 +99,12 @@ impl Book {
     fn order(&mut self, step: Step, purpose: Purpose) -> Order {
         self.number += 1;
         self.pending.insert(self.number, purpose);
-        Order { number: self.number, step }
+        Order { number: self.number, owner: None, step }
+    }
+
+    /// A step that names this limit.
+    fn order_about(&mut self, report: &LimitReport, step: Step, purpose: Purpose) -> Order {
+        Order { owner: Some(report.owner_pid), ..self.order(step, purpose) }
     }
 
     /// A request for a limit.
@@ -139,12 +144,13 @@ impl Book {
         if let Step::Change { id, rates } = &step {
             self.wanted.insert(*id, *rates);
         }
-        self.order(step, Purpose::Change { before: Box::new(report.clone()) })
+        self.order_about(report, step, Purpose::Change { before: Box::new(report.clone()) })
     }
 
     /// Orders a limit that takes the place of another.
     pub fn replace(&mut self, old: &LimitReport, request: LimitRequest) -> Order {
-        self.order(Step::Replace { old: old.id, request }, Purpose::Change { before: Box::new(old.clone()) })
+        let purpose = Purpose::Change { before: Box::new(old.clone()) };
+        self.order_about(old, Step::Replace { old: old.id, request }, purpose)
     }
 
     fn step_to(&self, report: &LimitReport, rates: Rates) -> Step {
@@ -170,20 +176,20 @@ impl Book {
     }
 
     /// Orders that another backend holds a direction of a limit.
-    pub fn move_over(&mut self, id: LimitId, direction: Direction, backend: String) -> Order {
-        self.order(Step::Move { id, direction, backend }, Purpose::Move)
+    pub fn move_over(&mut self, report: &LimitReport, direction: Direction, backend: String) -> Order {
+        self.order_about(report, Step::Move { id: report.id, direction, backend }, Purpose::Move)
     }
 
     /// Orders the end of a limit.
     pub fn remove(&mut self, report: &LimitReport) -> Order {
         let purpose = Purpose::Remove { before: Box::new(report.clone()), suspend: false };
-        self.order(Step::Remove { id: report.id }, purpose)
+        self.order_about(report, Step::Remove { id: report.id }, purpose)
     }
 
     /// Orders the end of a limit, until it is resumed.
     pub fn suspend(&mut self, report: &LimitReport) -> Order {
         let purpose = Purpose::Remove { before: Box::new(report.clone()), suspend: true };
-        self.order(Step::Remove { id: report.id }, purpose)
+        self.order_about(report, Step::Remove { id: report.id }, purpose)
     }
 
     /// Orders a suspended limit back.
@@ -200,6 +206,10 @@ impl Book {
     /// Orders the last change undone; `None`: there is none.
     pub fn undo(&mut self) -> Option<Order> {
         let undo = self.undo.pop()?;
+        let owner = match &undo {
+            Undo::Set(report) | Undo::Changed(_, report) => Some(report.owner_pid),
+            Undo::Removed(_) => None,
+        };
         let step = match &undo {
             Undo::Set(report) => Step::Remove { id: report.id },
             Undo::Changed(before, now) if before.targets == now.targets => {
@@ -208,7 +218,7 @@ impl Book {
             Undo::Changed(before, now) => Step::Replace { old: now.id, request: self.request_again(before) },
             Undo::Removed(report) => Step::Set(self.request_again(report)),
         };
-        Some(self.order(step, Purpose::Undo(undo)))
+        Some(Order { owner, ..self.order(step, Purpose::Undo(undo)) })
     }
 
     /// Orders that the limits set here stay when this program goes.
@@ -400,6 +410,9 @@ impl Book {
                 let text = "the process that holds the limits is gone, and the limits with it";
                 let lost = !ids.is_empty();
                 ids.into_iter().for_each(|id| self.gone(id));
+                // The next owner gives the same ids to other limits.
+                self.wanted.clear();
+                self.undo.retain(|undo| matches!(undo, Undo::Removed(_)));
                 lost.then(|| Message::new(Tone::Alarm, text.to_owned()))
             }
         }

@@ -234,6 +234,13 @@ impl LimitDialog {
         }
     }
 
+    /// The limit that was to be changed is over: what is asked for now is a new one.
+    pub fn lose_limit(&mut self) {
+        if self.changes.take().is_some() && self.state == State::Typing {
+            self.state = State::Refused("this limit is over; Enter sets a new one".into());
+        }
+    }
+
     /// Text that was pasted.
     pub fn paste(&mut self, text: &str) {
         for letter in text.chars().filter(|letter| !letter.is_control()) {

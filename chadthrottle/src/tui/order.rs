@@ -16,6 +16,9 @@ pub type Rates = PerDirection<Option<Rate>>;
 pub struct Order {
     /// Names it, for [`Answer`].
     pub number: u64,
+    /// Process id of the owner whose limits the step names: another one gives the same ids to other limits. `None`: it
+    /// names none.
+    pub owner: Option<u32>,
     /// What.
     pub step: Step,
 }

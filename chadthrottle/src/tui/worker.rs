@@ -18,7 +18,8 @@ use super::{
 use crate::{
     backend::Site,
     cli::backends,
-    error::{Error, Result},
+    error::{Error, Kind, Result},
+    kernel::process,
     owner::{
         client::Client,
         protocol::{LimitRequest, Reply, Request},
@@ -83,7 +84,7 @@ impl Worker {
         let _ = self.events.send(event);
     }
 
-    fn carry_out(&mut self, Order { number, step }: Order) {
+    fn carry_out(&mut self, Order { number, owner, step }: Order) {
         if step == Step::Probe {
             let (site, events) = (self.site.clone(), self.events.clone());
             // It takes its time, and the limits must not wait for it.
@@ -94,9 +95,15 @@ impl Worker {
             return;
         }
         tracing::info!(?step, "order");
-        let result = self.step(step).map_err(|error| match (self.hint)(&error) {
-            Some(hint) => Error { message: format!("{} ({hint})", error.message), ..error },
-            None => error,
+        let result = self.ensure_owner(owner).and_then(|()| self.step(step)).map_err(|error| {
+            let message = match (self.hint)(&error) {
+                Some(hint) => format!("{} ({hint})", error.message),
+                None => error.message,
+            };
+            // It has been asked all the same.
+            let stopped = self.client.as_ref().is_some_and(|client| process::is_stopped(client.owner_pid()));
+            let message = if stopped { format!("{message}; it does then what was asked") } else { message };
+            Error { message, ..error }
         });
         if let Err(error) = &result {
             tracing::warn!("order {number}: {error}");
@@ -136,12 +143,26 @@ impl Worker {
         }
     }
 
-    fn ask(&mut self, request: &Request) -> Result<Reply> {
-        let client = match &mut self.client {
+    /// Fails when the limits of that owner are over.
+    fn ensure_owner(&mut self, owner: Option<u32>) -> Result<()> {
+        match owner {
+            Some(owner) if self.client()?.owner_pid() != owner => Err(Error::new(
+                Kind::NotFound,
+                format!("the process that held this limit ({owner}) is gone, and the limit with it"),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn client(&mut self) -> Result<&mut Client> {
+        Ok(match &mut self.client {
             Some(client) => client,
             none => none.insert(Client::connect_or_start(&self.runtime_dir, &self.site)?),
-        };
-        client.request(request)
+        })
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Reply> {
+        self.client()?.request(request)
     }
 
     /// Passes on what the owner has to tell right now.

@@ -49,11 +49,12 @@ fn its_exit_code_is_ours() {
         ("kill -9 $$", 137),
         ("kill -PIPE $$", 141),
         ("kill -INT $$", 130),
+        ("kill -40 $$", 168),
     ] {
         let (code, stdout, stderr) = run(&owner, &["sh", "-c", script]);
         assert_eq!((code, stdout.as_str(), stderr.as_str()), (expected, "", NOTICE), "{script}");
     }
-    eventually("every limit is freed", || owner.freed() == 6);
+    eventually("every limit is freed", || owner.freed() == 7);
     assert!(owner.limits().iter().all(|(_, name)| name == "sh"), "the limit was shown under another name");
 }
 

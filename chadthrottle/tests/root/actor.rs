@@ -41,7 +41,9 @@ pub fn play() -> Option<ExitCode> {
         [WORD, "take", socket] => take(socket),
         [WORD, "rename", address] => rename(address),
         [WORD, "crowd", sleepers, senders, address] => crowd(sleepers, senders, address),
-        [WORD, ref words @ ..] => crate::exact::play(words).or_else(|| crate::crowds::play(words))?,
+        [WORD, ref words @ ..] => crate::exact::play(words)
+            .or_else(|| crate::crowds::play(words))
+            .or_else(|| crate::awkward::play(words))?,
         _ => return None,
     };
     Some(match played {
@@ -62,7 +64,7 @@ fn send(address: &str) -> Played {
     pour(&mut connection)
 }
 
-fn pour(connection: &mut TcpStream) -> Played {
+pub fn pour(connection: &mut TcpStream) -> Played {
     loop {
         connection.write_all(&[0; PIECE])?;
     }

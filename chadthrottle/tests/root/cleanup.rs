@@ -24,8 +24,11 @@ pub fn trials() -> Vec<Trial> {
         plain("cleanup::terminated_client", |scene| client_gets(scene, Signal::SIGTERM)),
         plain("cleanup::client_hung_up", |scene| client_gets(scene, Signal::SIGHUP)),
         plain("cleanup::killed_owner", killed_owner),
-        plain("cleanup::killed_owner_and_janitor_then_clear", |scene| killed_both(scene, true)),
-        plain("cleanup::killed_owner_and_janitor_then_a_new_limit", |scene| killed_both(scene, false)),
+        plain("cleanup::killed_owner_and_janitor_then_clear", |scene| killed_both(scene, Then::Clear)),
+        plain("cleanup::killed_owner_and_janitor_then_a_new_limit", |scene| killed_both(scene, Then::Limit)),
+        plain("cleanup::killed_owner_and_janitor_then_another_folder", |scene| {
+            killed_both(scene, Then::LimitElsewhere)
+        }),
         plain("cleanup::terminated_owner", terminated_owner),
         plain("cleanup::stopped_owner", stopped_owner),
         plain("cleanup::end_of_the_target", end_of_the_target),
@@ -71,7 +74,7 @@ pub fn killed_owner(scene: &Scene) -> Result<()> {
 }
 
 /// Pacing caps of a process's TCP connections, payload bytes/s.
-fn pacing_caps(pid: u32) -> Result<Vec<u64>> {
+pub fn pacing_caps(pid: u32) -> Result<Vec<u64>> {
     let process = Process::open(pid)?;
     let mut caps = Vec::new();
     for fd in process::sockets(Path::new("/proc"), pid) {
@@ -85,8 +88,16 @@ fn pacing_caps(pid: u32) -> Result<Vec<u64>> {
     Ok(caps)
 }
 
+/// What is done after everybody was killed.
+enum Then {
+    Clear,
+    Limit,
+    /// By an owner with a runtime folder of its own, whose journals know nothing.
+    LimitElsewhere,
+}
+
 /// Nobody is left who could give the pacing caps back; whoever comes next does.
-fn killed_both(scene: &Scene, clear: bool) -> Result<()> {
+fn killed_both(scene: &Scene, then: Then) -> Result<()> {
     const NO_CAP: u64 = u64::MAX;
     let mut pair = Pair::new(scene)?;
     let pid = pair.client.pid();
@@ -111,14 +122,30 @@ fn killed_both(scene: &Scene, clear: bool) -> Result<()> {
     limit.call.finish()?;
     let capped = pacing_caps(pid)?;
     ensure!(capped.len() == 3 && capped.iter().any(|cap| *cap != NO_CAP), "caps after the death: {capped:?}");
-    let time = if clear {
-        let (_, output) = scene.call("clear")?;
-        ensure!(output.messages().contains("pacing caps"), "clear says '{}'", output.messages());
-        now()
-    } else {
-        let limit = scene.limit(&pair.limit(RATE))?;
-        pair.ensure_limited()?;
-        limit.end()?
+    let time = match then {
+        Then::Clear => {
+            let (_, output) = scene.call("clear")?;
+            ensure!(output.messages().contains("pacing caps"), "clear says '{}'", output.messages());
+            now()
+        }
+        Then::Limit => {
+            let limit = scene.limit(&pair.limit(RATE))?;
+            pair.ensure_limited()?;
+            limit.end()?
+        }
+        Then::LimitElsewhere => {
+            let elsewhere = scene.elsewhere();
+            let words = format!("limit pid:{pid} -u 1M --duration 2");
+            let (status, output) = scene.call_at(&elsewhere, &words)?;
+            ensure!(status.success(), "a limit elsewhere ended with {status}: {}", output.messages());
+            let caps = pacing_caps(pid)?;
+            ensure!(caps == [NO_CAP; 3], "caps after another owner: {caps:?}");
+            scene.await_no_helpers(5.0)?;
+            // The journal in the first folder still tells of the rest.
+            scene.succeed("clear")?;
+            fs::remove_dir_all(&elsewhere).map_err(|cause| Error::failed(cause.to_string()))?;
+            now()
+        }
     };
     let given_back = pacing_caps(pid)?;
     ensure!(given_back == [NO_CAP; 3], "caps in the end: {given_back:?}");

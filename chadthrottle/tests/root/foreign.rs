@@ -86,7 +86,7 @@ const CLSACT: AtTheDevice = AtTheDevice {
 };
 
 /// Runs a command of the user's in a namespace; what it printed. `None`: there is no such command.
-fn run(namespace: &Namespace, line: &str) -> Result<Option<String>> {
+pub fn run(namespace: &Namespace, line: &str) -> Result<Option<String>> {
     let mut words = line.split(' ');
     let mut command = Command::new(words.next().unwrap_or_default());
     command.args(words);

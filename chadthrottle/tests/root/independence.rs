@@ -9,8 +9,10 @@ pub fn trials() -> Vec<Trial> {
         plain("independence::a_neighbour_keeps_its_upload", |scene| neighbour(scene, Direction::Upload)),
         plain("independence::a_neighbour_keeps_its_download", |scene| neighbour(scene, Direction::Download)),
         plain("independence::two_limits_of_two_callers", two_callers),
+        plain("independence::another_owner_is_refused", another_owner),
         plain("independence::several_targets_share_one_rate", several_targets),
         plain("independence::nested_limits_both_hold", nested),
+        plain("independence::a_fifth_limit_is_refused", fifth),
         plain("independence::a_changed_limit_has_no_gap", changed),
         plain("independence::a_removed_limit_gives_full_speed_back", removed),
     ]
@@ -61,6 +63,32 @@ pub fn two_callers(scene: &Scene) -> Result<()> {
     ensure_held(&server, fast, ended, 4e6)
 }
 
+/// Two owners on one connection would leave one's pacing cap to the other.
+fn another_owner(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} put run={run}", scene.tcp(Version::V4))])?;
+    let limit = scene.limit(&format!("pid:{} -u 1M", client.pid()))?;
+    let elsewhere = scene.elsewhere();
+    let words = format!("limit pid:{} -u 2M --duration 1 --upload-backend ebpf", client.pid());
+    let (status, output) = scene.call_at(&elsewhere, &words)?;
+    let said = output.messages();
+    ensure!(status.code() == Some(5), "another owner ended with {status}: {said}");
+    let folder = format!("--runtime-dir {})", scene.runtime_dir().display());
+    for words in ["another owner", folder.as_str()] {
+        ensure!(said.contains(words), "'{words}' is missing in: {said}");
+    }
+    ensure_held(&server, run, now(), 1e6)?;
+    let ended = limit.end()?;
+    await_full_speed(&server, run, ended, 1.0)?;
+    // Whose limits are over is in nobody's way.
+    scene.await_no_helpers(5.0)?;
+    let (status, output) = scene.call_at(&elsewhere, &words)?;
+    ensure!(status.success(), "alone, another owner ended with {status}: {}", output.messages());
+    scene.await_no_helpers(5.0)?;
+    std::fs::remove_dir_all(&elsewhere).map_err(|cause| Error::failed(cause.to_string()))
+}
+
 /// The smaller one decides, and the larger one again when it is gone.
 pub fn nested(scene: &Scene) -> Result<()> {
     let server = scene.server()?;
@@ -73,6 +101,32 @@ pub fn nested(scene: &Scene) -> Result<()> {
     ensure_held(&server, run, ended, 4e6)?;
     let ended = outer.end()?;
     await_full_speed(&server, run, ended, 1.0).map(drop)
+}
+
+/// It must not push out one of the four, whatever comes first among the rules.
+fn fifth(scene: &Scene) -> Result<()> {
+    let server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} put run={run}", scene.tcp(Version::V4))])?;
+    let pid = client.pid();
+    let four = [
+        format!("pid:{pid} -u 4M"),
+        format!("tree:{pid} -u 4M"),
+        "user:0 -u 4M".into(),
+        "remote:0.0.0.0/0 -u 1M".into(),
+    ];
+    let limits = four.iter().map(|words| scene.limit(words)).collect::<Result<Vec<_>>>()?;
+    for target in [format!("cgroup:{}", scene.cgroup().path().display()), format!("pid:{pid}")] {
+        let words = format!("limit {target} -u 4M --duration 2 --upload-backend ebpf");
+        let (status, output) = scene.call(&words)?;
+        let said = output.messages();
+        ensure!(
+            !status.success() && said.contains("it already has 4 limits"),
+            "'{words}' ended with {status}: {said}"
+        );
+        ensure_held(&server, run, now(), 1e6)?;
+    }
+    limits.into_iter().try_for_each(|limit| limit.end().map(drop))
 }
 
 /// A detached limit that is set again with another rate.

@@ -5,6 +5,7 @@
 
 mod accuracy;
 mod actor;
+mod awkward;
 mod backends;
 mod cleanup;
 mod command;
@@ -21,6 +22,7 @@ mod lossless;
 mod many;
 mod monitor;
 mod moving;
+mod pacing;
 mod places;
 #[allow(dead_code, reason = "the tests of the screens alone use more of it")]
 #[path = "../tui/pty.rs"]
@@ -56,6 +58,7 @@ fn main() -> std::process::ExitCode {
         accuracy::trials(),
         lossless::trials(),
         windows::trials(),
+        pacing::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),
@@ -73,6 +76,7 @@ fn main() -> std::process::ExitCode {
         crowds::trials(),
         backends::trials(),
         foreign::trials(),
+        awkward::trials(),
         moving::trials(),
         screens::trials(),
     ];

@@ -251,7 +251,14 @@ fn enough(scene: &Scene, ambient: &[Capability], in_file: bool) -> Result<()> {
         let (code, said) = outcome(as_nobody(house.command(scene, words), ambient))?;
         // Others need more rights, and so do namespaces in which the rungs are tried.
         let of_ebpf = said.split("\nnftables (").next().unwrap_or_default();
-        let others = ["  nftables", "  tc_htb", "  ifb_tc", "  tc_police", "  ❓  downloads by "];
+        let others = [
+            "  nftables",
+            "  tc_htb",
+            "  ifb_tc",
+            "  tc_police",
+            "  ❓  downloads by ",
+            "  ❓  UDP uploads by ",
+        ];
         let needs_more = |line: &str| others.iter().any(|start| line.starts_with(start));
         let mut lines = of_ebpf.lines().filter(|line| !needs_more(line));
         let all_well = code == 0 && lines.all(|line| !line.contains(['❓', '❌']));

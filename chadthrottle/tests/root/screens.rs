@@ -292,7 +292,7 @@ fn tui_says_that_the_owner_is_stopped(scene: &Scene) -> Result<()> {
         nix::sys::signal::kill(owner, signal).map_err(|error| Error::failed(format!("{signal}: {error}")))
     };
     stop(Signal::SIGSTOP)?;
-    let taken = session.see("Old figures (key 5)").as_secs_f64();
+    let taken = session.see("Old figures, limits may not hold (key 5)").as_secs_f64();
     // What is asked for meanwhile is refused in words, and is not taken for the answer to what comes later.
     session.press("+");
     session.see("is stopped, and nothing is limited meanwhile");
@@ -305,7 +305,7 @@ fn tui_says_that_the_owner_is_stopped(scene: &Scene) -> Result<()> {
     session.press("u");
     session.see("undone: limited");
     stop(Signal::SIGSTOP)?;
-    session.see("Old figures (key 5)");
+    session.see("Old figures, limits may not hold (key 5)");
     let begun = now();
     session.press("qe");
     let status = session.end();

@@ -197,6 +197,43 @@ fn limits_of_others_are_changed_too() {
     assert!(stage.left);
 }
 
+/// The next owner gives the same ids to other limits.
+#[test]
+fn a_dead_owners_limits_are_not_named_to_the_next() {
+    let mut stage = stage();
+    stage.press("t1M\n");
+    stage.answer();
+    next(&mut stage, 61);
+    let owner = stage.app.shown.limits[0].owner_pid;
+    stage.press("+");
+    assert_eq!(stage.orders[0].owner, Some(owner));
+    stage.answer();
+    stage.press("t");
+    assert!(stage.text().contains("Change the limit on"), "{}", stage.text());
+    stage.tell(Event::News(News::OwnerGone));
+    assert!(stage.text().contains("Enter sets a new one"), "{}", stage.text());
+    stage.press("800K\n");
+    let order = &stage.orders[0];
+    assert!(order.owner.is_none() && matches!(order.step, Step::Set(_)), "{order:?}");
+    stage.refuse(&Error::failed("no luck"));
+    stage.press("\x1bu");
+    assert!(stage.orders.is_empty(), "what is to be undone is over: {:?}", stage.orders);
+}
+
+/// Whether a limit holds is not known while its owner does not answer.
+#[test]
+fn limits_of_a_silent_owner_are_not_said_to_hold() {
+    for (width, height) in SIZES {
+        let mut stage = Stage::new(width, height, &Scene::default());
+        assert!(stage.text().contains('⚡'));
+        stage.tell(Event::FeedSilent(Error::failed("the owner (process 7) is stopped")));
+        let text = stage.text();
+        assert!(!text.contains('⚡') && text.contains("Old figures, limits may not hold"), "{text}");
+        stage.press("3");
+        assert!(!stage.text().contains('⚡'), "{}", stage.text());
+    }
+}
+
 #[test]
 fn leaving_asks_about_limits_set_here() {
     let mut stage = stage();

@@ -104,7 +104,7 @@ impl Stage {
 
     /// Answers the orders, in their order, as an owner that can do everything.
     pub fn answer(&mut self) {
-        for Order { number, step } in std::mem::take(&mut self.orders) {
+        for Order { number, step, .. } in std::mem::take(&mut self.orders) {
             let outcome = match step {
                 Step::Set(request) => self.set(request),
                 Step::Replace { old, request } => {

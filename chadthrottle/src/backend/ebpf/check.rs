@@ -8,10 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chadthrottle_common::abi::{Lost, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord, ThrottleStats};
+use chadthrottle_common::abi::{Lost, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord, TokenBucket};
 
 use super::{
-    holder::{Held, Holder, STATS, unknown},
+    holder::{BUCKETS, Held, Holder, unknown},
     members,
 };
 use crate::{
@@ -54,6 +54,8 @@ pub(super) struct Look {
     sockets: HashMap<u32, Vec<SocketRecord>>,
     /// Bytes that passed until then, by key of the limit.
     passed: HashMap<u64, [u64; 2]>,
+    /// Devices by which too much leaves that nothing paces, by key of the limit, with what the programs know of them.
+    departures: BTreeMap<u64, Vec<(u32, u32)>>,
 }
 
 impl Look {
@@ -61,12 +63,13 @@ impl Look {
         members: BTreeMap<u64, Vec<u32>>,
         records: Vec<SocketRecord>,
         passed: HashMap<u64, [u64; 2]>,
+        departures: BTreeMap<u64, Vec<(u32, u32)>>,
     ) -> Self {
         let mut sockets = HashMap::<u32, Vec<SocketRecord>>::new();
         for record in records {
             sockets.entry(record.tgid).or_default().push(record);
         }
-        Self { at: Instant::now(), members, sockets, passed }
+        Self { at: Instant::now(), members, sockets, passed, departures }
     }
 
     /// Takes in what these processes have open now.
@@ -158,7 +161,7 @@ impl Holder {
             self.queue.see(&mut self.loaded, &records);
             // After the sockets: what is under way between the two readings has passed, and not moved.
             let passed = self.passed_bytes()?;
-            let look = Look::new(members, records, passed);
+            let look = Look::new(members, records, passed, self.asked_departures()?);
             // Looking mends what it finds, so the next look does not find it: it is kept until it is told.
             let detached = (!dead.is_empty()).then(|| Escape {
                 kind: EscapeKind::DeadLink,
@@ -207,6 +210,8 @@ impl Holder {
         let look = self.look()?;
         let processes = look.members.get(&key).map_or(0, Vec::len) as u32;
         let first = look.members.get(&key).and_then(|pids| pids.first()).copied();
+        let pids = look.members.get(&key).cloned().unwrap_or_default();
+        let asked = look.departures.get(&key).cloned().unwrap_or_default();
         let mut records = look.records(key);
         let passed = look.passed.get(&key).copied().unwrap_or_default();
         let at = look.at;
@@ -227,7 +232,12 @@ impl Holder {
             Direction::Download => self.queue.rungs(records.values()),
             Direction::Upload => {
                 let late = self.loaded.degraded.iter().find(|what| what.contains("paced"));
-                vec![Rung { device: None, kind: RungKind::PacingBucket, reason: late.cloned() }]
+                let everywhere = Rung { device: None, kind: RungKind::PacingBucket, reason: late.cloned() };
+                let mut rungs = self.review_departures(key, &pids, &asked)?;
+                if rungs.is_empty() || everywhere.reason.is_some() {
+                    rungs.push(everywhere);
+                }
+                rungs
             }
         };
         let sockets = records.len() as u32;
@@ -260,8 +270,8 @@ impl Holder {
 
     /// Bytes that each limit let through so far, by its key.
     fn passed_bytes(&self) -> Result<HashMap<u64, [u64; 2]>> {
-        let stats = self.loaded.entries::<u64, [ThrottleStats; 2]>(STATS)?;
-        Ok(stats.into_iter().map(|(key, pair)| (key, pair.map(|stats| stats.bytes_passed))).collect())
+        let buckets = self.loaded.entries::<u64, [TokenBucket; 2]>(BUCKETS)?;
+        Ok(buckets.into_iter().map(|(key, pair)| (key, pair.map(|bucket| bucket.bytes_passed))).collect())
     }
 
     /// How many children and sockets the programs had no room for, since they were loaded.

@@ -21,6 +21,7 @@ use chadthrottle_common::{
 
 use super::{
     check::{FRESH, Look},
+    departures::Departures,
     members,
     queue::Queue,
     rules::{self, Book},
@@ -36,8 +37,8 @@ use crate::{
 };
 
 const CONFIGS: &str = "CGROUP_CONFIGS";
-const BUCKETS: &str = "CGROUP_BUCKETS";
-pub(super) const STATS: &str = "CGROUP_STATS";
+pub(super) const BUCKETS: &str = "CGROUP_BUCKETS";
+const STATS: &str = "CGROUP_STATS";
 const FLOWS: &str = "CGROUP_FLOWS";
 const REMOTES: &str = "REMOTES";
 
@@ -66,6 +67,7 @@ pub(super) struct Held {
 pub(super) struct Holder {
     /// Before the programs: as long as a queue stands, they know it.
     pub queue: Queue,
+    pub departures: Departures,
     pub loaded: Loaded,
     events: Events,
     site: Site,
@@ -112,6 +114,7 @@ impl Holder {
         let events = loaded.take_events()?;
         let mut holder = Self {
             queue: Queue::default(),
+            departures: Departures::default(),
             loaded,
             events,
             site: site.clone(),
@@ -140,6 +143,10 @@ impl Holder {
             self.equipped = true;
         }
         Ok(())
+    }
+
+    pub fn is_equipped(&self) -> bool {
+        self.equipped
     }
 
     pub fn start_counting(&mut self) -> Result<(Taps, Vec<Notice>)> {
@@ -183,6 +190,11 @@ impl Holder {
         let done = self.set(limit, rate, first);
         if done.is_err() && first {
             self.remove(limit.id, limit.direction)?;
+            if !self.book.is_empty() {
+                // What it had pushed out holds again at once.
+                self.loaded.review(None)?;
+                self.bump()?;
+            }
         }
         done
     }
@@ -280,23 +292,29 @@ impl Holder {
     /// Lets the kernel side put processes under a limit by what they are: those that are there, at once.
     fn bring_in_by_rules(&mut self, key: u64, targets: &[Target]) -> Result<()> {
         self.loaded.prepare_rules()?;
+        let before = self.overfull()?;
         self.write_rules(key, targets)?;
         // Whoever became something else during the first look is met by the second, or saw the rules itself.
-        let mut overfull = Vec::new();
-        for _ in 0..2 {
-            let records = self.loaded.review(None)?;
-            overfull.extend(records.into_iter().filter(|record| record.flags & PROCESS_OVERFULL != 0));
-        }
-        for record in overfull {
-            let entry: Result<ProcessEntry> = self.loaded.entry("PROCESSES", &record.tgid);
-            if entry.is_ok_and(|entry| !entry.limits.contains(&key)) {
+        let mut overfull = self.overfull()?;
+        overfull.extend(self.overfull()?);
+        for pid in overfull {
+            let entry: Result<ProcessEntry> = self.loaded.entry("PROCESSES", &pid);
+            // Rules come in their own order: what found no room may also be a limit that held until now.
+            let (had_room, held) = (!before.contains(&pid), entry.map(|entry| entry.limits.contains(&key)));
+            if held.is_ok_and(|held| held || had_room) {
                 return Err(Error::failed(format!(
-                    "limit process {}: it already has {MAX_NESTED} limits, clear one of them first",
-                    record.tgid
+                    "limit process {pid}: it already has {MAX_NESTED} limits, clear one of them first"
                 )));
             }
         }
         Ok(())
+    }
+
+    /// Puts every process where the rules have it; those that are under more limits than there is room for.
+    fn overfull(&mut self) -> Result<HashSet<u32>> {
+        let records = self.loaded.review(None)?;
+        let overfull = records.iter().filter(|record| record.flags & PROCESS_OVERFULL != 0);
+        Ok(overfull.map(|record| record.tgid).collect())
     }
 
     /// Makes the rules of a limit what its targets mean now: files are replaced, cgroups come and go.
@@ -377,14 +395,15 @@ impl Holder {
             .get(&key, 0)
             .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {STATS}"), &cause))?;
         let stats = pair[direction.index()];
+        let bucket = self.bucket(key, direction)?;
         let load = if direction == Direction::Download { self.queue.load(key) } else { None };
         let refused = load.map_or(0, |(refused, _)| refused);
         Ok(Counters {
-            passed_packets: stats.packets_passed,
-            passed_bytes: stats.bytes_passed,
+            passed_packets: bucket.packets_passed,
+            passed_bytes: bucket.bytes_passed,
             dropped_packets: stats.packets_dropped + refused,
             dropped_bytes: stats.bytes_dropped,
-            delayed_packets: stats.packets_delayed,
+            delayed_packets: bucket.packets_delayed,
             marked_packets: stats.packets_marked,
             queue_us: load.map(|(_, delay)| delay),
         })

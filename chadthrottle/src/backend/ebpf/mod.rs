@@ -3,6 +3,7 @@
 //! - `holder`: what is in the kernel, once for both directions: setting, changing, lifting.
 //! - `members`: which processes are under which limit.
 //! - `rules`: what processes must be to come under a limit.
+//! - `neighbours`: other owners at the same place.
 //! - `pacing`: connections that were open already send no faster than the limit.
 //! - `queue`: downloads without loss, where that can be had.
 //! - `check`: the live check.
@@ -23,8 +24,10 @@ use crate::{
 };
 
 mod check;
+mod departures;
 mod holder;
 mod members;
+mod neighbours;
 pub mod pacing;
 mod queue;
 mod requirements;
@@ -81,7 +84,13 @@ fn holder(site: &Site) -> Result<Rc<RefCell<Holder>>> {
 impl OneDirection {
     fn open(site: &Site, direction: Direction) -> Result<Self> {
         let holder = holder(site)?;
-        holder.borrow_mut().equip()?;
+        let mut work = holder.borrow_mut();
+        if !work.is_equipped() {
+            // Not the probe's business: whoever asks for the backends may have an owner at work.
+            neighbours::make_way(&work.cgroup)?;
+            work.equip()?;
+        }
+        drop(work);
         Ok(Self { holder, direction })
     }
 }

@@ -225,20 +225,16 @@ fn differs(have: u64, want: u64) -> bool {
 
 /// Sets a level on a socket, or with 0 what it had before; the record of it is written first.
 fn apply(flows: FlowMap<'_>, socket: BorrowedFd<'_>, level: u64) -> Result<()> {
-    let now = sys::socket_value::<Flow>(flows.0, socket).context("read how a connection is paced")?;
-    let known = now.filter(|flow| flow.level != 0);
-    let saved = match known {
-        Some(flow) => flow.saved,
-        None if level == 0 => return Ok(()),
-        None => sockets::max_pacing_rate(socket).context("read a connection's pacing cap")?,
-    };
-    let flow = Flow { level, saved, follows: known.map_or(0, |flow| flow.follows) };
-    let cap = if level == 0 {
-        saved
-    } else {
-        let six = sockets::is_ipv6(socket).context("read a connection's address family")?;
-        payload_rate(level, six).min(saved)
-    };
+    let known = sys::socket_value::<Flow>(flows.0, socket).context("read how a connection is paced")?;
+    let mut flow = known.unwrap_or_default();
+    // One that follows by itself is only touched when it may have no occasion to: before its first level, and at the
+    // end. Two writers would take each other's caps for the application's.
+    if flow.level == 0 && level == 0 || flow.level != 0 && level != 0 && flow.follows != 0 {
+        return Ok(());
+    }
+    flow.notice(sockets::max_pacing_rate(socket).context("read a connection's pacing cap")?);
+    let six = sockets::is_ipv6(socket).context("read a connection's address family")?;
+    let cap = flow.apply(level, payload_rate(level, six));
     // Before the cap when it is set, after it when it is lifted: it is always known that a cap is ours.
     if level != 0 {
         sys::set_socket_value(flows.0, socket, &flow).context("note how a connection is paced")?;

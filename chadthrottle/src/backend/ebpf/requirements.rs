@@ -2,7 +2,7 @@
 
 use nix::sys::utsname::uname;
 
-use super::{holder::Holder, queue};
+use super::{departures, holder::Holder, queue};
 use crate::{
     backend::{Probe, Requirement, Site},
     error::{Error, Kind},
@@ -14,6 +14,7 @@ use crate::{
 /// a lower rung.
 const FOR_QUEUE: &str = "a kernel with CONFIG_IFB, CONFIG_NET_SCH_HTB, CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF and \
                          CONFIG_NET_ACT_MIRRED, or their modules";
+const FOR_EDT: &str = "a kernel with CONFIG_NET_SCH_FQ, or its module; then, for each device: tc qdisc replace dev DEVICE root fq";
 const FOR_WINDOW: &str = "a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, or their modules";
 
 /// Loads everything and attaches it, with nothing limited; then takes it away again.
@@ -87,6 +88,11 @@ pub fn list(site: &Site) -> Vec<Requirement> {
                     of(queue.and(window.clone()), Some(FOR_QUEUE)),
                 ),
                 one(&name(RungKind::WindowBucket), String::new(), of(window, Some(FOR_WINDOW))),
+                one(
+                    &format!("UDP uploads by {}", RungKind::PacingEdt),
+                    String::new(),
+                    of(departures::try_fq(), Some(FOR_EDT)),
+                ),
             ]
         },
     );

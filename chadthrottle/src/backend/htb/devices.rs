@@ -9,7 +9,7 @@ use super::{
 };
 use crate::{
     backend::made::{forget, make, unmake},
-    error::{Kind, Result},
+    error::{Error, Kind, Result},
     kernel::{
         fault,
         journal::{Object, PREFIX},
@@ -61,6 +61,14 @@ impl<M: Means> Room<M> {
     fn make_arrival(&mut self) -> Result<()> {
         // The eBPF backend has one of its own.
         let name = format!("{PREFIX}{:x}-{}", std::process::id(), M::SUFFIX);
+        if let Some(other) = self.tc.devices()?.iter().find(|device| is_anothers(device, &name, M::SUFFIX)) {
+            let message = format!(
+                "{} of another owner is there, whose limits have the same classes: end them, or clear what it left \
+                 (with its --runtime-dir)",
+                other.name
+            );
+            return Err(Error::new(Kind::NoBackend, message));
+        }
         let object = Object::Ifb { namespace: self.inode, name: name.clone() };
         let made = make(&object, || {
             fault::point("htb.recorded");
@@ -224,6 +232,12 @@ fn unsee(table: &mut Nft, chain: u32) {
         Err(error) if error.kind != Kind::NotFound => tracing::error!("{error}"),
         _ => {}
     }
+}
+
+/// Whether a device is the IFB for downloads of another owner; `own` is the name of ours.
+fn is_anothers(device: &Device, own: &str, suffix: &str) -> bool {
+    let ending = device.name.strip_prefix(PREFIX).and_then(|rest| rest.split_once('-'));
+    device.kind == "ifb" && device.name != own && ending.is_some_and(|(_, ending)| ending == suffix)
 }
 
 /// Whether packets of the namespace's sockets may leave or arrive there. What is a part of another device is not

@@ -101,8 +101,8 @@ impl Means for Tree {
         self.counts(tc)
     }
 
-    fn stands(self, tc: &mut Tc, _: impl Iterator<Item = Branch>) -> Result<bool> {
-        self.stands(tc)
+    fn stands(self, tc: &mut Tc, branches: impl Iterator<Item = Branch>) -> Result<bool> {
+        self.stands(tc, branches)
     }
 
     fn credit(rate: u64) -> u64 {

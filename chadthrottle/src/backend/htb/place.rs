@@ -160,12 +160,14 @@ pub(super) fn room(direction: Direction, rate: u64) -> u32 {
     (rate / PART).clamp(least, MOST_BYTES) as u32
 }
 
-/// Whether both ends of a socket are on this host, as far as its addresses tell.
+/// Whether both ends of a socket are on this host, or may be, as far as its addresses tell: UDP that is not connected
+/// speaks with anybody. What a listener accepts has an address of its own.
 fn is_local(address: Address) -> bool {
+    const UDP: u8 = libc::IPPROTO_UDP as u8;
     match address {
         Address::Flow { local, remote, .. } => local.ip().is_loopback() || local.ip() == remote.ip(),
-        Address::Bind { local, .. } => local.ip().is_loopback(),
-        Address::Port { .. } => false,
+        Address::Bind { protocol, local } => protocol == UDP || local.ip().is_loopback(),
+        Address::Port { protocol, .. } => protocol == UDP,
     }
 }
 
@@ -215,6 +217,11 @@ impl<M: Means> Place for Room<M> {
     }
 
     fn set_rate(&mut self, limit: LimitId, rate: u64) -> Result<()> {
+        if let Some(other) = plan::clash(&self.state.limits, limit) {
+            let message =
+                format!("limit {limit} would have the classes of limit {other}; a new one will not");
+            return Err(Error::new(Kind::NoBackend, message));
+        }
         self.set_branch(limit, rate).map_err(about_us)?;
         self.rates.insert(limit, rate);
         if self.holds(limit) {

@@ -67,6 +67,11 @@ pub(super) fn branch(id: LimitId) -> Branch {
     Branch::new(MAJOR, id.0)
 }
 
+/// Another one of these limits that has the classes which this one would have.
+pub(super) fn clash(limits: &BTreeSet<LimitId>, id: LimitId) -> Option<LimitId> {
+    limits.iter().copied().find(|other| *other != id && branch(*other) == branch(id))
+}
+
 /// The chain whose rule is there as long as the limit.
 pub(super) fn chain(id: LimitId) -> String {
     format!("limit-{id}")
@@ -289,6 +294,16 @@ mod tests {
             let branch = branch(LimitId(number));
             assert!([branch.bulk, branch.urgent].iter().all(|class| class & 0xffff != MAJOR), "{number}");
         }
+    }
+
+    #[test]
+    fn numbers_of_classes_are_given_again() {
+        let far =
+            (1..).map(LimitId).find(|far| *far != LimitId(7) && branch(*far) == branch(LimitId(7))).unwrap();
+        let held = [LimitId(7), LimitId(8)].into();
+        assert_eq!(clash(&held, far), Some(LimitId(7)));
+        assert_eq!(clash(&held, LimitId(far.0 + 2)), None);
+        assert_eq!(clash(&held, LimitId(7)), None, "its own");
     }
 
     #[test]

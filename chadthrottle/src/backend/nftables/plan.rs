@@ -28,6 +28,9 @@ use crate::{
 /// After whatever others drop.
 const PRIORITY: i32 = 90;
 
+/// Where our packets that empty a bucket end: before all rules of others, who would drop, count or log them.
+const DRAIN_PRIORITY: i32 = -1_000;
+
 /// TCP packets of at most so many IP bytes pass while others have to wait: connecting does not wait for the limit.
 const SMALL: u32 = 120;
 /// And as many of them: this part of the rate.
@@ -164,7 +167,7 @@ pub(super) fn change(direction: Direction, old: &State, new: &State, nowhere: &N
 fn begin_drain(drain: Option<Drain>, steps: &mut Vec<Step>) {
     let Some(Drain { mark, bucket }) = drain else { return };
     let marked = || Part::If(Field::Mark, Compare::Is, mark.to_ne_bytes().to_vec());
-    steps.push(Step::AddChain(DRAIN.into(), Some((Hook::Output, PRIORITY - 1))));
+    steps.push(Step::AddChain(DRAIN.into(), Some((Hook::Output, DRAIN_PRIORITY))));
     steps.push(Step::AddRule(DRAIN.into(), vec![marked(), Part::Over(bucket.name())]));
     steps.push(Step::AddRule(DRAIN.into(), vec![marked(), Part::Do(Verdict::Drop)]));
 }

@@ -1,8 +1,8 @@
 //! HTB: a device's queue, in which classes of packets have rates of their own.
 
 use super::{
-    CREATE, CREATE_NEW, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWQDISC, TC_HEADER, TCA_KIND, TCA_OPTIONS, Tc,
-    absent_is_fine, explain, tc_header,
+    CREATE, CREATE_NEW, RTM_DELQDISC, RTM_GETQDISC, RTM_NEWQDISC, TC_H_ROOT, TC_HEADER, TCA_KIND,
+    TCA_OPTIONS, Tc, absent_is_fine, explain, tc_header,
 };
 use crate::{
     error::Result,
@@ -12,8 +12,6 @@ use crate::{
 const RTM_NEWTCLASS: u16 = 40;
 const RTM_DELTCLASS: u16 = 41;
 const RTM_GETTCLASS: u16 = 42;
-
-const TC_H_ROOT: u32 = 0xffff_ffff;
 
 /// Least share in one round, bytes; without it HTB chooses one by the rate, and complains.
 const QUANTUM: u32 = 3_000;

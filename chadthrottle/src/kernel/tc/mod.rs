@@ -1,8 +1,10 @@
-//! Traffic control through rtnetlink: the IFB, clsact, filters that redirect; `htb`: queues with classes; `police`.
+//! Traffic control through rtnetlink: the IFB, clsact, filters that redirect; `htb`: queues with classes; `police`; `fq`:
+//! who keeps packets until their time.
 //!
 //! The messages are written here, because the options of HTB, mirred and cls_bpf are in none of the
 //! netlink crates. Layouts and numbers: include/uapi/linux/{rtnetlink,pkt_sched,pkt_cls,tc_act/tc_mirred}.h.
 
+pub mod fq;
 pub mod htb;
 pub mod police;
 
@@ -36,6 +38,7 @@ const RTM_GETTFILTER: u16 = 46;
 const CREATE: u16 = libc::NLM_F_CREATE as u16;
 const CREATE_NEW: u16 = (libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
 
+const TC_H_ROOT: u32 = 0xffff_ffff;
 const TC_H_CLSACT: u32 = 0xffff_fff1;
 /// Handle of clsact and of the older ingress qdisc: a device has one of them at most.
 const INGRESS_HANDLE: u32 = 0xffff_0000;

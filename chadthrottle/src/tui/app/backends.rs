@@ -47,12 +47,13 @@ impl App {
         let mut moves = Vec::new();
         for direction in Direction::ALL {
             let Some(chosen) = self.book.backends().get(direction).clone() else { continue };
-            moves.extend(self.elsewhere(direction).map(|limit| (limit.id, direction, chosen.clone())));
+            moves.extend(self.elsewhere(direction).map(|limit| (limit.clone(), direction, chosen.clone())));
         }
         if moves.is_empty() {
             self.say(Tone::Plain, "no limit is held by another backend than the chosen ones");
         }
-        let order = |(id, direction, backend)| Effect::Order(self.book.move_over(id, direction, backend));
+        let order =
+            |(limit, direction, backend)| Effect::Order(self.book.move_over(&limit, direction, backend));
         moves.into_iter().map(order).collect()
     }
 }

@@ -18,7 +18,7 @@ use super::{
     history::History,
     keymap::{self, Action, Context},
     layout,
-    order::Outcome,
+    order::{News, Outcome},
     theme::ThemeName,
 };
 use crate::{
@@ -277,6 +277,11 @@ impl App {
                 }
             }
             Event::News(news) => {
+                if matches!(news, News::OwnerGone)
+                    && let Some(dialog) = &mut self.dialog
+                {
+                    dialog.lose_limit();
+                }
                 if let Some(message) = self.book.news(news) {
                     self.message = Some(message);
                 }

@@ -152,8 +152,8 @@ pub fn footer(view: &View, frame: &mut Frame, area: Rect) {
     ]);
     let count = shown.limits.len() as u32;
     if count > 0 {
-        let text = format!("  ⚡ {}", number::count(count, "limit", "limits"));
-        line.push_span(Span::styled(text, theme.limit));
+        let (sign, style) = view.holds();
+        line.push_span(Span::styled(format!("  {sign} {}", number::count(count, "limit", "limits")), style));
     }
     let backends: BTreeSet<&str> = shown
         .limits
@@ -167,7 +167,8 @@ pub fn footer(view: &View, frame: &mut Frame, area: Rect) {
     }
     // Then nothing of the rest is known to be so.
     if let Feed::Silent(why) = &view.app.feed {
-        let text = format!(" ! Old figures (key 5): {why}");
+        let held = if count > 0 && view.app.read_only.is_none() { ", limits may not hold" } else { "" };
+        let text = format!(" ! Old figures{held} (key 5): {why}");
         return frame
             .render_widget(Span::styled(format::cut(&text, usize::from(area.width)), theme.alarm), area);
     }

@@ -148,7 +148,8 @@ fn limits(view: &View, frame: &mut Frame, area: Rect, members: &[&Process]) {
     let theme = view.theme;
     let mut lines = Vec::new();
     for limit in held(view, members) {
-        let mut line = Line::from(Span::styled(format!(" ⚡ {}", limit.subject()), theme.limit));
+        let (sign, style) = view.holds();
+        let mut line = Line::from(Span::styled(format!(" {sign} {}", limit.subject()), style));
         for (name, direction) in [("↓", Direction::Download), ("↑", Direction::Upload)] {
             let Some(held) = limit.directions.get(direction) else { continue };
             let measured =

@@ -42,6 +42,7 @@ pub fn lines(view: &View) -> Vec<Line<'static>> {
         let marks = vec![
             mark("⚡ ", "limited, and the limit holds"),
             mark("!!", "limited, but traffic gets past it"),
+            mark("?", "limited, but whether the limit holds is not known now"),
             mark("○", "its limit is suspended"),
             mark("✗", "it has ended"),
         ];

@@ -60,7 +60,10 @@ fn cells(view: &View, line: LimitLine) -> Vec<Text> {
     let (sign, sign_style, is_live) = match line {
         LimitLine::Suspended(_) => ("○", theme.dim, false),
         LimitLine::Live(_) if !report.escapes.is_empty() => ("!!", theme.alarm, true),
-        LimitLine::Live(_) => ("⚡", theme.limit, true),
+        LimitLine::Live(_) => {
+            let (sign, style) = view.holds();
+            (sign, style, true)
+        }
     };
     let style = |style| if is_live { style } else { theme.dim };
     let rates = |direction: Direction, color| {

@@ -3,6 +3,7 @@
 use ratatui::{
     Frame,
     layout::{Position, Rect, Size},
+    style::Style,
     text::{Line, Span},
     widgets::{Clear, Paragraph, Wrap},
 };
@@ -40,6 +41,14 @@ pub struct View<'a> {
 impl<'a> View<'a> {
     fn new(app: &'a App, size: Size) -> Self {
         Self { app, theme: Theme::of(app.theme), size }
+    }
+
+    /// The mark of a limit that holds, as far as that is known now.
+    fn holds(&self) -> (&'static str, Style) {
+        match self.app.feed {
+            Feed::Silent(_) => ("?", self.theme.warning),
+            _ => ("⚡", self.theme.limit),
+        }
     }
 }
 

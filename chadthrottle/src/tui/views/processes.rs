@@ -116,7 +116,10 @@ fn cell(view: &View, entry: &Entry, mark: Mark, placed: &Placed) -> (String, Sty
         Column::Mark => match mark {
             Mark::None => plain(String::new()),
             Mark::Ended => plain("✗".into()),
-            Mark::Limited => ("⚡".into(), theme.limit),
+            Mark::Limited => {
+                let (sign, style) = view.holds();
+                (sign.into(), style)
+            }
             Mark::Escaping => ("!!".into(), theme.alarm),
             Mark::Suspended => ("○".into(), theme.limit),
         },

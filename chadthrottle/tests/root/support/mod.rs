@@ -23,6 +23,7 @@ pub use pair::Pair;
 pub use scene::{Limit, Scene, TCP_PORT, await_full_speed, ensure_held, full_speed, received};
 
 use std::{
+    collections::BTreeMap,
     path::PathBuf,
     sync::Mutex,
     time::{Duration, Instant},
@@ -108,6 +109,12 @@ pub fn tell_slowest() {
         taken.sort_unstable_by(|a, b| b.cmp(a));
         let slowest = taken[..SHOWN].iter().map(|(time, name)| format!("{name} {:.0} s", time.as_secs_f64()));
         eprintln!("the slowest: {}", slowest.collect::<Vec<_>>().join(", "));
+        let mut themes = BTreeMap::<&str, Duration>::new();
+        for (time, name) in &taken {
+            *themes.entry(name.split("::").next().unwrap_or(name)).or_default() += *time;
+        }
+        let themes = themes.iter().map(|(theme, time)| format!("{theme} {:.0} s", time.as_secs_f64()));
+        eprintln!("by theme: {}", themes.collect::<Vec<_>>().join(", "));
     }
 }
 

@@ -173,9 +173,14 @@ impl Scene {
 
     /// Our command line, not yet started.
     pub fn command(&self, words: &str) -> Command {
+        self.command_at(self.runtime_dir(), words)
+    }
+
+    /// The same with another runtime folder.
+    fn command_at(&self, folder: &Path, words: &str) -> Command {
         let mut command = Command::new(&self.program);
         command.args(words.split(' '));
-        command.arg("--runtime-dir").arg(self.runtime_dir());
+        command.arg("--runtime-dir").arg(folder);
         command.arg("--cgroup-root").arg(self.cgroup.path());
         for (direction, name) in self.backends.get().iter() {
             if let Some(name) = name {
@@ -188,6 +193,16 @@ impl Scene {
     /// Runs our command line to its end.
     pub fn call(&self, words: &str) -> Result<(ExitStatus, Output)> {
         self.start(words)?.finish()
+    }
+
+    /// A folder for an owner that is not the scene's; to be removed by who asks for it.
+    pub fn elsewhere(&self) -> PathBuf {
+        self.runtime_dir().join("elsewhere")
+    }
+
+    /// Runs our command line with another runtime folder to its end.
+    pub fn call_at(&self, folder: &Path, words: &str) -> Result<(ExitStatus, Output)> {
+        Call::spawn(self.command_at(folder, words), Place::default())?.finish()
     }
 
     /// Runs our command line to its end, which must be a good one; what it printed.

@@ -99,6 +99,10 @@ impl Holder {
             }
             .clamp(1, rate);
             bucket.level_period_ns = pacing::period_ns(rate, bucket.level);
+            let pids: Vec<u32> = self.processes_of(id)?.into_iter().collect();
+            if let Err(error) = self.prepare_departures(key, &pids) {
+                tracing::debug!("{error}");
+            }
         }
         let shift = old.shift_to(rate, now);
         self.loaded.change_bucket(&BucketChange {

@@ -48,6 +48,9 @@ impl Holder {
         let (due, wait): (Vec<_>, Vec<_>) =
             self.retired.drain(..).partition(|(since, _)| since.elapsed() >= GRACE);
         self.retired = wait;
+        if !due.is_empty() {
+            self.forget_departures(&due.iter().map(|(_, key)| *key).collect::<Vec<_>>());
+        }
         for (_, key) in due {
             // Each may be missing when making them failed halfway.
             let _ =

@@ -262,7 +262,7 @@ impl Place {
             return Err(Error::failed(format!("{object} is gone")));
         }
         if let Ok((_, tree, object)) = self.ifb.as_ref()
-            && !tree.stands(&mut self.tc)?
+            && !tree.stands(&mut self.tc, std::iter::empty())?
         {
             return Err(Error::failed(format!("{object} has lost its HTB")));
         }
