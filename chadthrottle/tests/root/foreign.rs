@@ -1,4 +1,4 @@
-//! What a user has set up with tc(8) and nft(8) stays as it is, whichever backend holds limits beside it.
+//! What a user has set up with tc(8) and nft(8), and has pinned of eBPF, stays as it is, whichever backend holds limits beside it.
 
 use std::process::Command;
 
@@ -128,18 +128,27 @@ fn stays(
         return Ok(Finding::Skipped("tc or nft is not installed".into()));
     }
     scene.use_backends(upload, download);
-    let before = dump(scene, device.dumps)?;
+    let pins = Pins::new(scene.cgroup().path())?;
+    let look = || -> Result<Vec<String>> {
+        let mut dumps = dump(scene, device.dumps)?;
+        dumps.push(pins.dump()?);
+        Ok(dumps)
+    };
+    let before = look()?;
     ensure!(before.iter().all(|text| !text.trim().is_empty()), "empty: {before:?}");
     let pair = Pair::new(scene)?;
     let limit = scene.limit(&pair.limit(RATE))?;
     pair.ensure_held(limit.since, RATE)?;
-    let during = dump(scene, device.dumps)?;
+    let during = look()?;
     ensure!(during == before, "during the limit: {during:#?} instead of {before:#?}");
+    let counted = pins.packets()?;
     let ended = limit.end()?;
     pair.ensure_free(ended, 1.0)?;
     scene.await_no_helpers(5.0)?;
-    let after = dump(scene, device.dumps)?;
+    let after = look()?;
     ensure!(after == before, "after the limit: {after:#?} instead of {before:#?}");
+    let goes_on = pins.packets()? > counted && counted > 0;
+    ensure!(goes_on, "the user's program counted {counted} packets and no more");
     for line in [device.end, "nft delete table inet theirs", "ip link del theirs-1"] {
         run(&scene.lab.client, line)?;
     }

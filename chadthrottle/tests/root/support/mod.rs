@@ -4,6 +4,7 @@ pub mod edges;
 mod machine;
 mod network;
 mod pair;
+mod pins;
 pub mod relay;
 mod scene;
 pub mod sniff;
@@ -20,6 +21,7 @@ pub use chadthrottle::{
 };
 pub use machine::Machine;
 pub use pair::Pair;
+pub use pins::Pins;
 pub use scene::{Limit, Scene, TCP_PORT, await_full_speed, ensure_held, full_speed, received};
 
 use std::{
