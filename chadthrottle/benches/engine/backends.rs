@@ -26,6 +26,8 @@ const LIMIT: u64 = 10_000_000;
 
 /// How often each is measured with and without a limit, in turn.
 const PAIRS: u32 = 5;
+/// How often a load that was not steady is tried again: a machine of which others have a part stands still at times.
+const TRIES: u32 = 3;
 /// Length of a measurement of processor time, and how long something runs before it is measured, in seconds.
 const WINDOW: f64 = 2.0;
 const SETTLE: f64 = 0.7;
@@ -76,7 +78,12 @@ pub fn measure(path: Option<&Path>) -> Result<()> {
                     eprintln!("{}", line(&row));
                     rows.push(row);
                 }
-                Err(error) => missing.push(format!("{name}, {direction}: {error}")),
+                Err(error) => {
+                    // Not the command line that said so.
+                    let error = error.to_string();
+                    let reason = error.rsplit_once("error: ").map_or(error.as_str(), |(_, reason)| reason);
+                    missing.push(format!("{name}, {direction}: {reason}"));
+                }
             }
         }
     }
@@ -232,6 +239,16 @@ fn run(name: &'static str, direction: Direction) -> Result<Row> {
 
 /// Of one processor, what the machine is busy while the load runs.
 fn busy_at(cast: &mut Cast, direction: Direction) -> Result<f64> {
+    let mut result = busy_once(cast, direction);
+    for _ in 1..TRIES {
+        let Err(error) = &result else { break };
+        eprintln!("{error}; tried again");
+        result = busy_once(cast, direction);
+    }
+    result
+}
+
+fn busy_once(cast: &mut Cast, direction: Direction) -> Result<f64> {
     let run = cast.load(direction, LOAD)?;
     let (start, before) = (now(), busy()?);
     sleep_until(start + WINDOW)?;
