@@ -132,7 +132,7 @@ pub struct TokenBucket {
     pub small_ticks: u64,
     /// Debt up to which packets that open or close a TCP connection still pass, in ticks at `rate_bps`.
     pub urgent_ticks: u64,
-    /// Download: virtual time of the slice that is kept for traffic beside the queue (see
+    /// Virtual time of the slice for what may pass although the bucket is in debt (see
     /// [`crate::bucket::BESIDE_SHIFT`]).
     pub beside_time: u64,
     /// Largest credit, in bytes.

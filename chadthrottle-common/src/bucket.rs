@@ -53,14 +53,19 @@ pub const GSO_BYTES: u64 = 68_000;
 /// Largest TCP packet that connecting, acknowledging and closing need, in bytes.
 pub const SMALL_PACKET: u64 = 120;
 
-/// Packets of a limit with a queue that do not come through it (loopback, devices without a queue) share its
-/// bucket. While the queue is full they may still have rate >> this: a sixteenth. So name service answers, and
-/// whatever else is small, do not starve behind a download, and all together stay below a tenth over the limit.
+/// While a bucket is in debt some packets may still have a slice of its rate, rate >> this: a sixteenth. Those of a limit
+/// with a queue that do not come through it (loopback, devices without a queue), and where there is none datagrams, which
+/// find the bucket in debt nearly always beside a transfer of the same limit: name service, calls and games would
+/// starve. All is charged, so beside a queue it stays below a tenth over the limit, and elsewhere nothing is over it.
 pub const BESIDE_SHIFT: u32 = 4;
 
 /// Largest packet that counts as an answer, in bytes: answers may find the slice beside the queue in debt by
 /// [`TokenBucket::small_ticks`] of its rate, which is what a bulk transfer there leaves behind.
 pub const ANSWER: u64 = 1_500;
+
+/// The same where the device keeps datagrams until there is room: what is sent past those that wait there overtakes
+/// them, which only questions and the like do not mind. In bytes.
+pub const QUESTION: u64 = 576;
 
 /// Debt up to which packets that come out of the queue are charged, in ticks: what a timer that was late lets out
 /// at once. Beyond it they are not, for a queue whose clock runs a little faster than the bucket's must not add up

@@ -15,7 +15,7 @@ use chadthrottle_common::{
         TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
     bucket::{
-        ANSWER, BESIDE_SHIFT, QUEUE_SLACK, SMALL_PACKET, Word, charge, cost, cost_beside, exceeded, has_room,
+        ANSWER, BESIDE_SHIFT, QUESTION, QUEUE_SLACK, SMALL_PACKET, SMALL_SLACK, Word, charge, cost, cost_beside, exceeded, has_room,
         may_be_kept, out_of_debt_ns, ticks,
     },
     pacing::BURST_TICKS,
@@ -151,7 +151,8 @@ unsafe fn count_passed(bucket: *mut TokenBucket, wire: Wire, queued: bool) {
     }
 }
 
-// What a packet is: the higher, the more debt it may find. 0: none of these.
+// What a packet is: the higher, the more debt it may find.
+const NOT_TCP: u64 = 0;
 const TCP: u64 = 1;
 /// It may be an acknowledgement.
 const SMALL_TCP: u64 = 2;
@@ -232,7 +233,7 @@ impl Packet<'_> {
     unsafe fn meets(&self) -> u64 {
         // SAFETY: the socket came with the context.
         if !unsafe { is_tcp(self.socket) } {
-            0
+            NOT_TCP
         } else if self.wire.bytes > SMALL_PACKET {
             TCP
         } else if packet::is_urgent(self.ctx) {
@@ -256,16 +257,21 @@ impl Packet<'_> {
         }
     }
 
-    /// 0 when it may pass beside the limit's queue although the bucket is in debt, in the slice kept for that; else 1.
+    /// 0 when it may pass although the bucket is in debt, in the slice kept for that; else 1. Beside a queue everything
+    /// may that does not come through it. Elsewhere TCP has what it tolerates of debt, and the slice is for datagrams
+    /// of up to `most` bytes.
     #[inline(always)]
-    unsafe fn refused_beside(&self, found: &Found, now_ns: u64, meets: u64) -> u64 {
+    unsafe fn refused_beside(&self, found: &Found, now_ns: u64, meets: u64, most: u64) -> u64 {
         // SAFETY: as above.
         unsafe {
-            if (*found.bucket).class_id == 0 {
+            let tolerated = if (*found.bucket).class_id != 0 {
+                let answer = meets != TCP && self.wire.bytes <= ANSWER;
+                if answer { (*found.bucket).small_ticks << BESIDE_SHIFT } else { 0 }
+            } else if meets == NOT_TCP && self.wire.bytes <= most {
+                SMALL_SLACK << BESIDE_SHIFT
+            } else {
                 return 1;
-            }
-            let answer = meets != TCP && self.wire.bytes <= ANSWER;
-            let tolerated = if answer { (*found.bucket).small_ticks << BESIDE_SHIFT } else { 0 };
+            };
             exceeded((*found.bucket).beside_time, ticks(now_ns, (*found.bucket).epoch_ns), [tolerated])
         }
     }
@@ -280,29 +286,29 @@ impl Packet<'_> {
     }
 
     /// Leaves a packet that nothing paces to its device, where that keeps packets until their time: when the bucket
-    /// will have room for it.
+    /// will have room for it. 0: it did; else the largest packet that may pass beside instead.
     #[inline(always)]
-    unsafe fn departs_later(&self, id: u64, found: &Found, now_ns: u64) -> bool {
+    unsafe fn departs_later(&self, id: u64, found: &Found, now_ns: u64, meets: u64) -> u64 {
         // SAFETY: as above; fields of the context.
         unsafe {
-            if self.direction != UPLOAD || is_tcp(self.socket) {
-                return false;
+            if self.direction != UPLOAD || meets != NOT_TCP {
+                return ANSWER;
             }
             let skb = self.ctx.skb.skb;
             let departure = Departure { limit: id, device: (*skb).ifindex, reserved: 0 };
             match DEPARTURES.get(&departure) {
                 Some(&DEVICE_KEEPS) => {}
-                Some(_) => return false,
+                Some(_) => return ANSWER,
                 None => {
                     // BPF_NOEXIST: the owner may have answered another processor's question.
                     let _ = DEPARTURES.insert(departure, 0, 1);
-                    return false;
+                    return ANSWER;
                 }
             }
             let epoch_ns = (*found.bucket).epoch_ns;
             let debt = found.seen.saturating_sub(ticks(now_ns, epoch_ns));
             if !may_be_kept(debt, self.wire.bytes, found.rate) {
-                return false;
+                return QUESTION;
             }
             let at = out_of_debt_ns(found.seen, epoch_ns);
             // Who sets a time of its own (SO_TXTIME) is not to be sooner.
@@ -310,7 +316,7 @@ impl Packet<'_> {
             if at > (*skb).tstamp {
                 core::ptr::write_volatile(&raw mut (*skb).tstamp, at);
             }
-            true
+            0
         }
     }
 
@@ -333,12 +339,13 @@ impl Packet<'_> {
             if !passes {
                 let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
                 passes = self.demand(&found, now_ns) <= meets;
-                if !passes && self.refused_beside(&found, now_ns, meets) == 0 {
-                    self.charge_beside::<CAS>(&found);
-                    passes = true;
-                }
                 if !passes {
-                    passes = self.departs_later(id, &found, now_ns);
+                    let most = self.departs_later(id, &found, now_ns, meets);
+                    passes = most == 0;
+                    if !passes && self.refused_beside(&found, now_ns, meets, most) == 0 {
+                        self.charge_beside::<CAS>(&found);
+                        passes = true;
+                    }
                 }
             }
             if passes {
@@ -355,7 +362,11 @@ impl Packet<'_> {
     unsafe fn pass_late<const CAS: bool>(&self, ids: &[u64; MAX_NESTED]) -> bool {
         // SAFETY: as above.
         unsafe {
-            let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
+            let (now_ns, mut meets) = (bpf_ktime_get_ns(), self.meets());
+            // There is no slice for it here.
+            if meets == NOT_TCP && self.wire.bytes <= SMALL_PACKET {
+                meets = SMALL_TCP;
+            }
             let mut refused = [0; MAX_NESTED];
             let mut any = 0;
             for (id, refused) in ids.iter().zip(&mut refused) {

@@ -15,6 +15,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         plain("pacing::own_caps_stay", own_caps_stay),
         trial("pacing::datagrams_wait_in_fq", datagrams_wait_in_fq),
+        plain("pacing::few_datagrams_beside_a_transfer", few_datagrams),
     ]
 }
 
@@ -113,6 +114,41 @@ fn datagrams_wait_in_fq(scene: &Scene) -> Result<Finding> {
         limit.end()?;
     }
     run(&scene.lab.client, "tc qdisc del dev chadt-c root").map(|_| Finding::Holds)
+}
+
+/// What an application asks and says beside its transfers gets through, although these leave the bucket in debt nearly
+/// always: name service, calls, games.
+fn few_datagrams(scene: &Scene) -> Result<()> {
+    const SIZE: u32 = 64;
+    const A_SECOND: u32 = 40;
+    let server = scene.server()?;
+    let mut cells = Vec::new();
+    for (rate, flows) in [(100_000, 1), (1_000_000, 1), (1_000_000, 8), (10_000_000, 1), (10_000_000, 8)] {
+        let (tcp, udp) = (scene.run(), scene.run());
+        let client = scene.client(&[
+            format!("connect tcp {} put flows={flows} run={tcp}", scene.tcp(Version::V4)),
+            format!("udp {} put rate={} size={SIZE} run={udp}", scene.udp(Version::V4), SIZE * A_SECOND),
+        ])?;
+        let limit = scene.limit(&format!("pid:{} -u {rate}", client.pid()))?;
+        cells.push((rate, flows, tcp, udp, client, limit));
+    }
+    let since = now() + 2.0;
+    let meter = server.meter_at(since + 6.0)?;
+    let mut wrong = Vec::new();
+    for (rate, flows, tcp, udp, ..) in &cells {
+        let datagrams = meter.rate(*udp, since, since + 6.0, |totals| totals.rx_datagrams);
+        let share = datagrams / f64::from(A_SECOND);
+        let bulk = meter.rate(*tcp, since, since + 6.0, |totals| totals.arrived) / f64::from(*rate);
+        let line =
+            format!("limit {rate}, {flows} connections: {share:.3} of the datagrams, transfer {bulk:.3}");
+        eprintln!("{line}");
+        // A buffer is a ninth of what may pass at the lowest rate.
+        if share < 0.97 || !(0.8..=1.05).contains(&bulk) {
+            wrong.push(line);
+        }
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    Ok(())
 }
 
 fn upload(scene: &Scene, client: &Traffic) -> Result<DirectionReport> {
