@@ -246,9 +246,20 @@ impl Scene {
 
     /// Bytes that a limit let through so far, and when that was, in seconds of CLOCK_MONOTONIC.
     pub fn passed(&self, target: &str, direction: Direction) -> Result<(f64, u64)> {
-        let before = now();
-        let report = self.report(target)?;
-        let time = (before + now()) / 2.0;
+        // When in between it was counted is not known: on a busy machine the quickest of some answers is the best.
+        let (mut taken, mut time, mut report) = (f64::INFINITY, 0.0, None);
+        for _ in 0..8 {
+            let before = now();
+            let answer = self.report(target)?;
+            let after = now();
+            if after - before < taken {
+                (taken, time, report) = (after - before, (before + after) / 2.0, Some(answer));
+            }
+            if taken < 0.05 {
+                break;
+            }
+        }
+        let report = report.ok_or_else(|| Error::failed("no time passes"))?;
         let direction = report.directions.get(direction).as_ref();
         let direction = direction.ok_or_else(|| Error::failed(format!("{target} has no such limit")))?;
         Ok((time, direction.counters.passed_bytes))
