@@ -346,6 +346,10 @@ impl Book {
             }
             // It can be tried again.
             Purpose::Undo(undo) if error.kind != crate::error::Kind::NotFound => self.undo.push(undo),
+            Purpose::Undo(Undo::Set(report) | Undo::Changed(_, report)) => {
+                let text = format!("nothing to undo: the limit on {} is gone", limits::subject(&report));
+                return Message::new(Tone::Warning, text);
+            }
             _ => {}
         }
         Message::new(Tone::Alarm, escape(&error.to_string()))

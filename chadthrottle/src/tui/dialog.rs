@@ -21,6 +21,9 @@ const SCOPES: [(Scope, &str); 3] = [
     (Scope::Local, "with local addresses (private, link-local, loopback …)"),
 ];
 
+/// Letters of a rate or a time that is pasted.
+const LONGEST_PASTE: usize = 40;
+
 /// A field of the dialog.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
@@ -241,8 +244,15 @@ impl LimitDialog {
         }
     }
 
-    /// Text that was pasted.
+    /// Text that was pasted. A long one was not meant for here, and nothing of it is taken.
     pub fn paste(&mut self, text: &str) {
+        let count = text.chars().count();
+        if count > LONGEST_PASTE && !matches!(self.state, State::Applying(_)) {
+            self.state = State::Refused(format!(
+                "{count} letters were pasted, which can be nothing that belongs here"
+            ));
+            return;
+        }
         for letter in text.chars().filter(|letter| !letter.is_control()) {
             self.type_in(KeyEvent::new(KeyCode::Char(letter), KeyModifiers::NONE));
         }

@@ -179,6 +179,15 @@ pub struct Binding {
 }
 
 impl Binding {
+    /// Whether it is for those only who may set limits.
+    pub fn needs_limits(&self) -> bool {
+        use Action::{Choose, Limit, LimitConnection, Lower, MoveLimits, Raise, Remove, Suspend, Undo};
+        matches!(
+            self.action,
+            Limit | LimitConnection | Raise | Lower | Remove | Suspend | Undo | Choose(_) | MoveLimits
+        )
+    }
+
     /// `j ↓`.
     pub fn keys(&self) -> String {
         self.keys.iter().map(|key| key.name()).collect::<Vec<_>>().join(" ")

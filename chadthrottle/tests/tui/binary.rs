@@ -207,7 +207,7 @@ fn resize_storms() {
         std::thread::sleep(Duration::from_millis(u64::from(round % 7)));
     }
     session.resize(60, 15);
-    session.until("the smallest screen", |text| text.contains("1 Proc") && text.contains("t limit"));
+    session.until("the smallest screen", |text| text.contains("1 Proc") && text.contains("/ filter"));
     session.press("\x03");
     assert!(session.end().success());
 }

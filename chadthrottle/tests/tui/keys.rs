@@ -288,7 +288,9 @@ fn what_has_ended_takes_no_commands() {
 #[test]
 fn a_recording_is_only_looked_at() {
     let mut stage = stage();
+    assert!(said(&stage).contains("limit"), "{}", said(&stage));
     stage.app.read_only = Some("this is a recording".into());
+    assert!(!said(&stage).contains("limit"), "{}", said(&stage));
     for key in ["t", "+", "r", "p", "u"] {
         stage.press(key);
         assert!(said(&stage).contains("recording") && stage.orders.is_empty(), "{key}: {}", said(&stage));
@@ -570,4 +572,42 @@ fn limits_go_to_the_backend_that_is_chosen() {
     stage.answer();
     stage.press("5du");
     assert_eq!(stage.text().matches("the best that works").count(), 2);
+}
+
+#[test]
+fn a_text_longer_than_the_screen_says_so() {
+    let mut stage = Stage::new(80, 24, &free());
+    stage.press("?");
+    let status = |stage: &Stage| stage.text().lines().nth(1).unwrap_or_default().to_owned();
+    let begin = status(&stage);
+    assert!(begin.contains(" 1-20 of ") && begin.ends_with('↓'), "{begin}");
+    stage.key(KeyCode::End);
+    let end = status(&stage);
+    assert!(end.ends_with('↑'), "{end}");
+    let mut stage = Stage::new(200, 90, &free());
+    stage.press("?");
+    assert!(!status(&stage).contains(|letter| "↓↑↕".contains(letter)), "{}", status(&stage));
+}
+
+#[test]
+fn what_is_pasted_by_mistake_is_refused() {
+    let mut stage = stage();
+    stage.press("t");
+    stage.tell(Event::Terminal(TerminalEvent::Paste("x".repeat(500))));
+    let text = stage.text();
+    assert!(text.contains("500 letters were pasted") && !text.contains("xxx"), "{text}");
+    stage.tell(Event::Terminal(TerminalEvent::Paste("1.5MB".into())));
+    stage.press("\n");
+    let Step::Set(request) = stage.orders[0].step.clone() else { panic!("{:?}", stage.orders) };
+    assert_eq!(request.rates.download, Rate::new(1_500_000));
+}
+
+#[test]
+fn undo_of_what_another_has_ended_is_explained() {
+    let mut stage = stage();
+    stage.press("t1M\n");
+    stage.answer();
+    stage.press("u");
+    stage.refuse(&Error::new(Kind::NotFound, "no limit has the id 1"));
+    assert!(said(&stage).contains("nothing to undo: the limit on"), "{}", said(&stage));
 }

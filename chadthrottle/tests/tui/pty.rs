@@ -16,6 +16,7 @@ use std::{
 };
 
 use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
     pty::{Winsize, openpty},
     sys::{
         signal::{Signal, kill},
@@ -69,6 +70,10 @@ impl Session {
         variables: &[(&str, &str)],
     ) -> Self {
         let pair = openpty(Some(&winsize(columns, rows)), None).expect("a pseudo terminal");
+        // Else whatever another thread starts meanwhile keeps the terminal open.
+        for end in [&pair.master, &pair.slave] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).expect("a flag");
+        }
         let before = tcgetattr(&pair.slave).expect("its modes");
         let stdio = || Stdio::from(pair.slave.try_clone().expect("a descriptor"));
         let mut command = Command::new(program);

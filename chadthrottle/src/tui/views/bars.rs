@@ -8,7 +8,7 @@ use ratatui::{
     text::{Line, Span},
 };
 
-use super::{View, hints_line};
+use super::{View, hints_line, text};
 use crate::{
     model::Source,
     output::{escape, limits, number},
@@ -62,17 +62,28 @@ pub fn status(view: &View, frame: &mut Frame, area: Rect) {
             let text = " Bytes of the link layer since ChadThrottle began to watch";
             frame.render_widget(Span::styled(text, view.theme.dim), area);
         }
-        Screen::Backends => {
-            let text = " How limits can be held here, found out by trying";
-            frame.render_widget(Span::styled(text, view.theme.dim), area);
-        }
+        Screen::Backends => scrolled(view, frame, area, " How limits can be held here, found out by trying"),
         Screen::Help => {
-            let text = format!(" Keys of the screen {}", view.app.help_about.name());
-            frame.render_widget(Span::styled(text, view.theme.dim), area);
+            scrolled(view, frame, area, &format!(" Keys of the screen {}", view.app.help_about.name()));
         }
         // It has its own.
         Screen::Detail => {}
     }
+}
+
+/// Of a text that may be longer than the screen: which of its lines are seen.
+fn scrolled(view: &View, frame: &mut Frame, area: Rect, about: &str) {
+    let (all, first) = (text(view).len(), view.app.text.offset);
+    let last = all.min(first + usize::from(layout::areas(view.size, view.app.screen).body.height));
+    let place = match (first > 0, last < all) {
+        (false, false) => String::new(),
+        (false, true) => format!(" {}-{last} of {all} ↓ ", first + 1),
+        (true, false) => format!(" {}-{last} of {all} ↑ ", first + 1),
+        (true, true) => format!(" {}-{last} of {all} ↕ ", first + 1),
+    };
+    let room = usize::from(area.width).saturating_sub(place.chars().count());
+    frame.render_widget(Span::styled(format::cut(about, room), view.theme.dim), area);
+    frame.render_widget(Line::styled(place, view.theme.key).alignment(Alignment::Right), area);
 }
 
 fn processes(view: &View, frame: &mut Frame, area: Rect) {

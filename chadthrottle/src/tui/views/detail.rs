@@ -101,13 +101,13 @@ fn facts(view: &View, frame: &mut Frame, area: Rect, first: &Process, members: &
     let unknown = || "unknown".to_owned();
     let or_unknown = |text: &str| if text.is_empty() { unknown() } else { escape(text) };
     let belongs = match (&first.container, &first.unit) {
-        (Some(container), _) => format!("container {}", escape(container)),
-        (None, Some(unit)) => format!("unit {}", escape(unit)),
-        (None, None) => format!("cgroup {}", or_unknown(&first.cgroup)),
+        (Some(container), _) => format!(", container {}", escape(container)),
+        (None, Some(unit)) => format!(", unit {}", escape(unit)),
+        (None, None) => String::new(),
     };
     let started = view.app.shown.started(first);
     let running = view.app.shown.time.duration_since(started).unwrap_or_default();
-    let user = format!("{}, {belongs}", or_unknown(&first.user));
+    let user = format!("{}{belongs}", or_unknown(&first.user));
     let mut facts = vec![
         ("Command", or_unknown(&first.cmdline)),
         ("Program", first.exe.as_deref().map_or_else(unknown, escape)),
@@ -171,6 +171,7 @@ fn limits(view: &View, frame: &mut Frame, area: Rect, members: &[&Process]) {
     }
     if lines.is_empty() {
         let text = match members.iter().any(|process| process.pid != 0) {
+            true if view.app.read_only.is_some() => " No limit.",
             true => " No limit; t sets one.",
             false => " No process is known for this traffic: it can't be limited.",
         };

@@ -144,7 +144,10 @@ fn text(view: &View) -> Vec<Line<'static>> {
 /// Keys and what they do, as many as fit.
 fn hints_line(view: &View, context: Context, width: u16) -> Line<'static> {
     let mut line = Line::default();
-    for binding in keymap::bindings(context).filter(|binding| !binding.hint.is_empty()) {
+    let of_use = |binding: &&keymap::Binding| {
+        !binding.hint.is_empty() && (view.app.read_only.is_none() || !binding.needs_limits())
+    };
+    for binding in keymap::bindings(context).filter(of_use) {
         let more = [
             Span::styled(format!(" {}", binding.key()), view.theme.key),
             Span::styled(format!(" {} ", binding.hint), view.theme.dim),
