@@ -64,7 +64,13 @@ pub fn monitor(global: &Global, args: &Monitor) -> Result<u8> {
             live::open(
                 global.runtime_dir(),
                 &site,
-                Options { interval, connections, eager: args.count.is_none(), patience: live::PATIENCE },
+                Options {
+                    interval,
+                    connections,
+                    eager: args.count.is_none(),
+                    patience: live::PATIENCE,
+                    upgrade: false,
+                },
             )?
         }
     };

@@ -2,12 +2,15 @@
 
 use std::env;
 
+use ::caps::Capability;
+
 use super::{
     args::{Global, Screens},
     resolve,
 };
 use crate::{
     error::Result,
+    kernel::caps,
     model::{PerDirection, Scope},
     monitor::{live, recording::Replay},
     owner::protocol::LimitRequest,
@@ -28,7 +31,11 @@ pub fn tui(global: &Global, screens: &Screens) -> Result<u8> {
             let (dir, site) = (global.runtime_dir().to_owned(), template.site.clone());
             Box::new(move || {
                 let patience = live::SHORT_PATIENCE;
-                live::open(&dir, &site, live::Options { interval, connections: true, eager: true, patience })
+                live::open(
+                    &dir,
+                    &site,
+                    live::Options { interval, connections: true, eager: true, patience, upgrade: true },
+                )
             })
         }
     };
@@ -42,10 +49,21 @@ pub fn tui(global: &Global, screens: &Screens) -> Result<u8> {
         template,
         theme: if colors { screens.theme } else { ThemeName::Mono },
         ascii: glyphs::only_ascii(variable),
-        read_only: recording.then(|| "this is a recording: nothing here can be limited".into()),
+        read_only: match recording {
+            true => Some("this is a recording: nothing here can be limited".into()),
+            false => no_rights(),
+        },
         words: env::args_os().collect(),
     })
     .map(|()| 0)
+}
+
+/// Why nothing can be limited, when not even the right is there that every backend takes.
+fn no_rights() -> Option<String> {
+    if caps::missing(&[Capability::CAP_NET_ADMIN]).is_empty() {
+        return None;
+    }
+    caps::require("limiting", &caps::FOR_EBPF).err().map(|error| error.message)
 }
 
 /// A request that has everything but whose traffic and how much.

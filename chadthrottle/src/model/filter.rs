@@ -269,7 +269,7 @@ impl What {
         matches!(self, Self::Port(_) | Self::Remote(_) | Self::Protocol(_) | Self::State(_))
     }
 
-    fn holds_for_process(&self, process: &Process) -> bool {
+    fn holds_for_process(&self, process: &Process, limited: &dyn Fn(&Process) -> bool) -> bool {
         let has = |of: Field, wanted: &str| field(process, of).to_lowercase().contains(wanted);
         match self {
             Self::Text(wanted) => {
@@ -298,7 +298,7 @@ impl What {
                     Comparison::AtMost => rate <= *than,
                 }
             }
-            Self::Limited(wanted) => process.limits.is_empty() != *wanted,
+            Self::Limited(wanted) => limited(process) == *wanted,
             Self::Alive(wanted) => process.alive == *wanted,
             Self::Port(_) | Self::Remote(_) | Self::Protocol(_) | Self::State(_) => true,
         }
@@ -339,26 +339,32 @@ impl Filter {
     }
 
     /// Whether a process is asked for. `connections` are its own; when the filter asks about connections, one
-    /// of them has to be all that is asked.
-    pub fn matches<'a>(
+    /// of them has to be all that is asked. `limited` tells whether a process counts as limited.
+    fn matches<'a>(
         &self,
         process: &Process,
         connections: impl IntoIterator<Item = &'a Connection>,
+        limited: &dyn Fn(&Process) -> bool,
     ) -> bool {
         let mut terms = self.terms.iter().filter(|term| !term.what.is_about_connections());
-        terms.all(|term| term.what.holds_for_process(process) != term.negated)
+        terms.all(|term| term.what.holds_for_process(process, limited) != term.negated)
             && (!self.needs_connections()
                 || connections.into_iter().any(|connection| self.matches_connection(connection)))
     }
 
-    /// Indices of the processes of a snapshot that are asked for.
+    /// Indices of the processes of a snapshot that are asked for. Limited is who is held by a limit.
     pub fn select(&self, snapshot: &Snapshot) -> Vec<usize> {
+        self.select_where(snapshot, &|process| !process.limits.is_empty())
+    }
+
+    /// The same, for somebody who means something else by `limited`.
+    pub fn select_where(&self, snapshot: &Snapshot, limited: &dyn Fn(&Process) -> bool) -> Vec<usize> {
         let by_owner: HashMap<ProcessKey, Vec<&Connection>> =
             if self.needs_connections() { snapshot.connections_by_owner() } else { HashMap::new() };
         let none = Vec::new();
         let matches = |process: &Process| {
             let own = by_owner.get(&process.key()).unwrap_or(&none);
-            self.matches(process, own.iter().copied())
+            self.matches(process, own.iter().copied(), limited)
         };
         let processes = snapshot.processes.iter().enumerate();
         processes.filter(|(_, process)| matches(process)).map(|(index, _)| index).collect()

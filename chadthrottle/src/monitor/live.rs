@@ -2,7 +2,10 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        mpsc::{self, Receiver},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +18,7 @@ use super::{
 };
 use crate::{
     backend::Site,
-    error::{Error, Kind, Result},
+    error::{Context, Error, Kind, Result},
     kernel::{caps, cgroup},
     model::{Notice, Snapshot},
     owner::{
@@ -34,6 +37,9 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// How late it may be for whoever only says so, and goes on waiting.
 pub const SHORT_PATIENCE: Duration = Duration::from_secs(3);
 
+/// How often it is looked whether an owner that could not count does now.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
+
 /// What is wanted of a feed.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Options {
@@ -45,6 +51,8 @@ pub struct Options {
     pub eager: bool,
     /// How late a snapshot may be before [`Feed::next`] fails.
     pub patience: Duration,
+    /// Where this process had to count: go over to an owner as soon as one counts. Totals begin anew then.
+    pub upgrade: bool,
 }
 
 /// Opens the feed of this host; the owner whose runtime folder is `dir` counts, and is started if there is none.
@@ -56,8 +64,44 @@ pub fn open(dir: &Path, site: &Site, options: Options) -> Result<Box<dyn Feed>> 
     match Owned::open(dir, site, options) {
         Ok(feed) => Ok(Box::new(feed)),
         Err(error) if error.kind == Kind::Usage => Err(error),
-        Err(error) => Ok(Box::new(Local::open(lesser(&error), options)?)),
+        Err(error) => {
+            let local = Local::open(lesser(&error), options)?;
+            if !options.upgrade {
+                return Ok(Box::new(local));
+            }
+            let answers = wait_for_owner(dir)?;
+            Ok(Box::new(Stopgap {
+                local,
+                owned: None,
+                answers,
+                dir: dir.to_owned(),
+                site: site.clone(),
+                options,
+            }))
+        }
     }
+}
+
+/// Tells when there is an owner that answers, and starts none: somebody else's, or one that was stopped and goes on.
+fn wait_for_owner(dir: &Path) -> Result<Receiver<()>> {
+    let (found, answers) = mpsc::sync_channel(0);
+    let dir = dir.to_owned();
+    let look = move || {
+        let answers = || matches!(Client::connect(&dir), Ok(Some(_)));
+        // One that answers already has refused, and would again.
+        if answers() {
+            return;
+        }
+        loop {
+            thread::sleep(LOOK_AGAIN);
+            // Waits until somebody takes it.
+            if answers() && found.send(()).is_err() {
+                return;
+            }
+        }
+    };
+    thread::Builder::new().name("look for owner".into()).spawn(look).context("start a thread")?;
+    Ok(answers)
 }
 
 /// Why only TCP's own figures are shown.
@@ -132,6 +176,32 @@ impl Feed for Owned {
     /// A silent owner may speak again, and in place of one that is gone another is started.
     fn may_go_on(&self) -> bool {
         true
+    }
+}
+
+/// This process counts, until an owner does.
+struct Stopgap {
+    local: Local,
+    owned: Option<Owned>,
+    answers: Receiver<()>,
+    dir: PathBuf,
+    site: Site,
+    options: Options,
+}
+
+impl Feed for Stopgap {
+    fn next(&mut self) -> Result<Option<Arc<Snapshot>>> {
+        if self.owned.is_none() && self.answers.try_recv().is_ok() {
+            self.owned = Owned::open(&self.dir, &self.site, self.options).ok();
+        }
+        match &mut self.owned {
+            Some(owned) => owned.next(),
+            None => self.local.next(),
+        }
+    }
+
+    fn may_go_on(&self) -> bool {
+        self.owned.is_some()
     }
 }
 

@@ -611,3 +611,79 @@ fn undo_of_what_another_has_ended_is_explained() {
     stage.refuse(&Error::new(Kind::NotFound, "no limit has the id 1"));
     assert!(said(&stage).contains("nothing to undo: the limit on"), "{}", said(&stage));
 }
+
+/// Keys never mean a row that has just taken the place of another.
+#[test]
+fn a_row_that_ends_leaves_its_keys_to_nobody() {
+    let mut stage = Stage::new(80, 24, &Scene::default());
+    stage.press("/transm\n");
+    stage.press("\x1b");
+    let mut snapshot = Scene::default().until(61).pop().expect("a snapshot");
+    let at =
+        snapshot.processes.iter().position(|process| process.name.contains("transm")).expect("it is there");
+    let gone = snapshot.processes.remove(at);
+    snapshot.connections.retain(|connection| connection.owner != gone.key());
+    stage.tell(Event::Snapshot(Arc::new(snapshot)));
+    for key in ["+", "-", "r", "p", "t"] {
+        stage.press(key);
+        assert!(stage.orders.is_empty() && stage.app.dialog.is_none(), "{key}: {:?}", stage.orders);
+        assert!(said(&stage).contains("the selected row is gone"), "{}", said(&stage));
+    }
+    stage.press("gt");
+    assert!(stage.app.dialog.is_some(), "{}", stage.text());
+}
+
+#[test]
+fn the_selection_stays_with_its_limit() {
+    let mut stage = Stage::new(80, 24, &free());
+    for name in ["curl", "fire", "transm"] {
+        stage.press(&format!("/{name}\nt1M\n"));
+        stage.answer();
+        stage.press("\x1b");
+    }
+    next(&mut stage, 61);
+    let ids: Vec<LimitId> = stage.limits.keys().copied().collect();
+    stage.press("3j");
+    // The one above ends, then the selected one is suspended and comes back with another number, then it ends.
+    stage.limits.remove(&ids[0]);
+    next(&mut stage, 62);
+    stage.press("p");
+    let Step::Remove { id } = stage.orders[0].step.clone() else { panic!("{:?}", stage.orders) };
+    assert_eq!(id, ids[1]);
+    stage.answer();
+    next(&mut stage, 63);
+    stage.press("p");
+    stage.answer();
+    next(&mut stage, 64);
+    let back = *stage.limits.keys().last().expect("it is back");
+    stage.press("+");
+    assert!(matches!(stage.orders[0].step, Step::Change { id, .. } if id == back), "{:?}", stage.orders);
+    stage.answer();
+    stage.limits.remove(&back);
+    // What was just changed is believed for some snapshots.
+    (65..70).for_each(|second| next(&mut stage, second));
+    stage.press("r");
+    assert!(stage.orders.is_empty(), "{:?}", stage.orders);
+    assert!(said(&stage).contains("the selected limit is gone"), "{}", said(&stage));
+    stage.press("k");
+    stage.press("r");
+    let Step::Remove { id } = stage.orders[0].step.clone() else { panic!("{:?}", stage.orders) };
+    assert_eq!(id, ids[2]);
+}
+
+/// What is suspended can be found where it is brought back.
+#[test]
+fn a_filter_takes_suspended_rows_for_limited() {
+    let mut stage = stage();
+    stage.press("t1M\n");
+    stage.answer();
+    next(&mut stage, 61);
+    stage.press("/\x1b/limited:yes\n");
+    stage.press("p");
+    stage.answer();
+    next(&mut stage, 62);
+    assert!(line(&stage, "curl").contains('○'), "{}", stage.text());
+    stage.press("p");
+    stage.answer();
+    assert_eq!(rates(&stage), [(Some(1_000_000), None)]);
+}

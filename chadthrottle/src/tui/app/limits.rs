@@ -4,10 +4,10 @@ use ratatui::crossterm::event::KeyEvent;
 
 use super::{App, Screen, Tone};
 use crate::{
-    model::{Connection, LimitReport, RowKey},
+    model::{Connection, LimitReport, Process, RowKey, Snapshot},
     output::{escape, limits},
     tui::{
-        book::Suspended,
+        book::{Book, Suspended},
         dialog::{LimitDialog, State},
         event::Effect,
         keymap::Action,
@@ -44,18 +44,48 @@ impl App {
 
     /// A suspended limit of a row.
     pub fn suspended_of(&self, key: &RowKey, members: &[usize]) -> Option<&Suspended> {
-        let suspended = self.book.suspended();
-        if suspended.is_empty() {
-            return None;
+        suspended_of(&self.book, &self.shown, key, members)
+    }
+
+    /// From now on the selection on the screen of limits follows the limit it is on.
+    pub(super) fn follow_limit(&mut self) {
+        let selected = self.limit_lines().get(self.limits.selected).map(|line| line.report().clone());
+        self.followed_limit = selected;
+    }
+
+    /// Moves the selection to the limit it follows, or to what has taken its place: a limit that was suspended,
+    /// brought back or replaced has another number.
+    pub(super) fn find_followed_limit(&mut self, height: usize) {
+        let lines = self.limit_lines();
+        let found = self.followed_limit.as_ref().and_then(|followed| {
+            let same = |line: &LimitLine| line.report().id == followed.id;
+            let alike = |line: &LimitLine| subject::is_same(&line.report().targets, &followed.targets);
+            lines.iter().position(same).or_else(|| lines.iter().rposition(alike))
+        });
+        let (place, length) = (found.unwrap_or(self.limits.selected), lines.len());
+        self.limits.to(place, length, height);
+        if found.is_some() || self.followed_limit.is_none() {
+            self.follow_limit();
         }
-        let choices = subject::choices(&self.shown, key, members);
-        suspended.iter().rev().find(|suspended| {
-            choices.iter().any(|choice| subject::is_same(&choice.targets, &suspended.report.targets))
-        })
+    }
+
+    /// Whether what was selected has left, so that keys would mean whatever stands in its place.
+    pub fn is_lost(&self) -> bool {
+        match self.screen {
+            Screen::Processes => self.processes.is_lost(),
+            Screen::Limits => match (&self.followed_limit, self.limit_lines().get(self.limits.selected)) {
+                (Some(followed), Some(selected)) => selected.report().id != followed.id,
+                _ => false,
+            },
+            _ => false,
+        }
     }
 
     /// The limit that keys are about.
     fn limit_here(&self) -> Option<LimitReport> {
+        if self.is_lost() {
+            return None;
+        }
         if self.screen == Screen::Limits {
             return match self.limit_lines().get(self.limits.selected) {
                 Some(LimitLine::Live(report)) => Some((*report).clone()),
@@ -68,6 +98,9 @@ impl App {
 
     /// The suspended limit that keys are about.
     fn suspended_here(&self) -> Option<LimitReport> {
+        if self.is_lost() {
+            return None;
+        }
         if self.screen == Screen::Limits {
             return match self.limit_lines().get(self.limits.selected) {
                 Some(LimitLine::Suspended(report)) => Some((*report).clone()),
@@ -89,9 +122,19 @@ impl App {
         }
     }
 
+    /// Whether what is selected was chosen; says so if not.
+    fn is_chosen(&mut self) -> bool {
+        let is_lost = self.is_lost();
+        if is_lost {
+            let what = if self.screen == Screen::Limits { "limit" } else { "row" };
+            self.say(Tone::Warning, format!("the selected {what} is gone: choose another with ↑ ↓"));
+        }
+        !is_lost
+    }
+
     /// The limit that keys are about, or a message that there is none.
     fn limit_or_say(&mut self) -> Option<LimitReport> {
-        if !self.may_limit() {
+        if !self.may_limit() || !self.is_chosen() {
             return None;
         }
         let limit = self.limit_here();
@@ -107,7 +150,7 @@ impl App {
     }
 
     pub(super) fn open_dialog(&mut self) {
-        if !self.may_limit() {
+        if !self.may_limit() || !self.is_chosen() {
             return;
         }
         if self.screen == Screen::Limits {
@@ -253,4 +296,25 @@ impl App {
             }
         }
     }
+}
+
+/// A suspended limit of a row.
+fn suspended_of<'a>(
+    book: &'a Book,
+    shown: &Snapshot,
+    key: &RowKey,
+    members: &[usize],
+) -> Option<&'a Suspended> {
+    if book.suspended().is_empty() {
+        return None;
+    }
+    let choices = subject::choices(shown, key, members);
+    book.suspended().iter().rev().find(|suspended| {
+        choices.iter().any(|choice| subject::is_same(&choice.targets, &suspended.report.targets))
+    })
+}
+
+/// Whom a filter takes for limited: also whose limit will be brought back.
+pub(super) fn is_limited(book: &Book, shown: &Snapshot, process: &Process) -> bool {
+    !process.limits.is_empty() || suspended_of(book, shown, &RowKey::Process(process.key()), &[]).is_some()
 }

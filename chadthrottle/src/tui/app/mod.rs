@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    model::{Connection, RowKey, Snapshot},
+    model::{Connection, LimitReport, Process, RowKey, Snapshot},
     output::{backends::BackendReport, escape},
     owner::protocol::LimitRequest,
 };
@@ -196,6 +196,8 @@ pub struct App {
     /// What it was when the picture was told to stand still.
     frozen: Option<History>,
     latest: Option<Arc<Snapshot>>,
+    /// What the selection on the screen of limits follows.
+    followed_limit: Option<LimitReport>,
 }
 
 impl App {
@@ -212,6 +214,7 @@ impl App {
             processes: ProcessTable::default(),
             book: Book::new(setup.template),
             limits: Cursor::default(),
+            followed_limit: None,
             interfaces: Cursor::default(),
             text: Cursor::default(),
             subject: None,
@@ -356,8 +359,9 @@ impl App {
     /// Makes everything that follows from the state anew.
     fn rebuild(&mut self) {
         let height = self.rows_seen();
-        self.processes.rebuild(&self.shown, height);
-        self.limits.step(0, self.limit_lines().len(), height);
+        let limited = |process: &Process| limits::is_limited(&self.book, &self.shown, process);
+        self.processes.rebuild(&self.shown, height, &limited);
+        self.find_followed_limit(height);
         self.interfaces.step(0, self.shown.interfaces.len(), height);
         if self.screen == Screen::Detail {
             self.follow_connection();
@@ -524,6 +528,9 @@ impl App {
         if screen == Screen::Help && self.screen != Screen::Help {
             self.help_about = self.screen;
         }
+        if screen == Screen::Limits && self.screen != Screen::Limits {
+            self.follow_limit();
+        }
         self.screen = screen;
         self.text = Cursor::default();
         self.rebuild();
@@ -538,7 +545,10 @@ impl App {
         let height = self.rows_seen();
         match self.screen {
             Screen::Processes => self.processes.step(lines, height),
-            Screen::Limits => self.limits.step(lines, self.limit_lines().len(), height),
+            Screen::Limits => {
+                self.limits.step(lines, self.limit_lines().len(), height);
+                self.follow_limit();
+            }
             Screen::Interfaces => self.interfaces.step(lines, self.shown.interfaces.len(), height),
             Screen::Detail => {
                 // At the ends it stops by itself.

@@ -69,6 +69,7 @@ impl App {
             (Screen::Limits, 1..) => {
                 let (length, height) = (self.limit_lines().len(), self.rows_seen());
                 self.limits.to(self.limits.offset + line - 1, length, height);
+                self.follow_limit();
             }
             (Screen::Detail, _) => {
                 let area = detail::areas(self.size).connections;

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use super::list::Cursor;
 use crate::{
     error::Error,
-    model::{Filter, Grouping, Row, RowKey, Snapshot, SortBy, group},
+    model::{Filter, Grouping, Process, Row, RowKey, Snapshot, SortBy, group},
 };
 
 /// A line of the table.
@@ -51,9 +51,9 @@ impl ProcessTable {
         self.entries.get(self.cursor.selected)
     }
 
-    /// Makes the lines anew. `height`: how many are seen.
-    pub fn rebuild(&mut self, snapshot: &Snapshot, height: usize) {
-        let chosen = self.filter.select(snapshot);
+    /// Makes the lines anew. `height`: how many are seen; `limited`: whom the filter takes for limited.
+    pub fn rebuild(&mut self, snapshot: &Snapshot, height: usize, limited: &dyn Fn(&Process) -> bool) {
+        let chosen = self.filter.select_where(snapshot, limited);
         let mut rows = group::group(snapshot, &chosen, self.grouping);
         group::sort(&mut rows, snapshot, self.sort, self.reversed);
         self.hidden = snapshot.processes.len() - chosen.len();
@@ -64,7 +64,7 @@ impl ProcessTable {
         let found = self.followed.as_ref().and_then(|key| self.find(key));
         let place = match (found, &self.followed) {
             (Some(found), _) => found,
-            // It has left: its place stays selected, now of another, but nobody is followed.
+            // It has left: its place stays selected, now of another, in case it comes back.
             (None, Some(_)) => self.cursor.selected,
             (None, None) => 0,
         };
@@ -102,6 +102,11 @@ impl ProcessTable {
     /// From now on the selection follows the row it is on.
     pub fn follow(&mut self) {
         self.followed = self.selected().map(|entry| entry.row.key.clone());
+    }
+
+    /// Whether the row that was selected has left, so that the one in its place is nobody's choice.
+    pub fn is_lost(&self) -> bool {
+        matches!((&self.followed, self.selected()), (Some(followed), Some(entry)) if entry.row.key != *followed)
     }
 
     /// Whether the selection was moved.
@@ -197,6 +202,10 @@ mod tests {
         Snapshot { processes: rates.into_iter().enumerate().map(named).collect(), ..Snapshot::default() }
     }
 
+    fn rebuild(table: &mut ProcessTable, snapshot: &Snapshot) {
+        table.rebuild(snapshot, 10, &|_| false);
+    }
+
     fn labels(table: &ProcessTable) -> String {
         table.entries.iter().map(|entry| format!("{}{}", " ".repeat(entry.depth), entry.row.label)).collect()
     }
@@ -204,32 +213,37 @@ mod tests {
     #[test]
     fn the_selection_follows_its_row_once_it_was_moved() {
         let mut table = ProcessTable::default();
-        table.rebuild(&snapshot([3, 2, 1]), 10);
-        table.rebuild(&snapshot([1, 2, 3]), 10);
+        rebuild(&mut table, &snapshot([3, 2, 1]));
+        rebuild(&mut table, &snapshot([1, 2, 3]));
         assert_eq!((labels(&table).as_str(), table.cursor.selected), ("cba", 0));
         table.step(1, 10);
-        table.rebuild(&snapshot([1, 9, 3]), 10);
+        rebuild(&mut table, &snapshot([1, 9, 3]));
         assert_eq!((labels(&table).as_str(), table.cursor.selected), ("bca", 0));
         let mut without = snapshot([1, 9, 3]);
         without.processes.remove(1);
-        table.rebuild(&without, 10);
-        assert_eq!(table.selected().unwrap().row.label, "c");
+        rebuild(&mut table, &without);
+        assert_eq!((table.selected().unwrap().row.label.as_str(), table.is_lost()), ("c", true));
+        rebuild(&mut table, &snapshot([1, 9, 3]));
+        assert_eq!((table.selected().unwrap().row.label.as_str(), table.is_lost()), ("b", false));
+        rebuild(&mut table, &without);
+        table.step(0, 10);
+        assert!(!table.is_lost());
     }
 
     #[test]
     fn trees_open_and_close() {
         let mut table = ProcessTable { grouping: Grouping::Tree, ..ProcessTable::default() };
         let snapshot = snapshot([1, 2, 3]);
-        table.rebuild(&snapshot, 10);
+        rebuild(&mut table, &snapshot);
         assert_eq!(labels(&table), "a c b");
         table.to(1, 10);
         table.open(false, 10);
         assert_eq!(table.cursor.selected, 0);
         table.open(false, 10);
-        table.rebuild(&snapshot, 10);
+        rebuild(&mut table, &snapshot);
         assert_eq!(labels(&table), "a");
         table.open(true, 10);
-        table.rebuild(&snapshot, 10);
+        rebuild(&mut table, &snapshot);
         assert_eq!(labels(&table), "a c b");
     }
 
@@ -238,11 +252,11 @@ mod tests {
         let mut table = ProcessTable::default();
         table.set_filter("name:a");
         table.set_filter("name:a port:");
-        table.rebuild(&snapshot([1, 2, 3]), 10);
+        rebuild(&mut table, &snapshot([1, 2, 3]));
         assert_eq!((labels(&table).as_str(), table.hidden), ("a", 2));
         assert!(table.filter_error.as_ref().unwrap().contains("port"));
         table.set_filter("");
-        table.rebuild(&snapshot([1, 2, 3]), 10);
+        rebuild(&mut table, &snapshot([1, 2, 3]));
         assert_eq!((labels(&table).as_str(), table.filter_error.is_none()), ("cba", true));
     }
 

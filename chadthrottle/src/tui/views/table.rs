@@ -81,6 +81,8 @@ pub fn put(
     let table =
         Table::new(rows, widths).header(heading).column_spacing(GAP).row_highlight_style(view.theme.selected);
     // Only what is seen is drawn, so the place of the selection is counted from there.
+    // What has taken the place of the selected row is not what keys are about.
+    let cursor = cursor.filter(|_| !view.app.is_lost());
     let selected = cursor.map(|cursor| cursor.selected.saturating_sub(cursor.offset));
     let mut state = TableState::new().with_selected(selected);
     table.render(area, frame.buffer_mut(), &mut state);
