@@ -42,12 +42,19 @@ pub struct CgroupThrottleConfig {
     /// Download: delay that the queue may have, in microseconds, to which the advertised windows are cut;
     /// 0: windows are left as they are.
     pub queue_us: u32,
-    /// Reserved, zero.
-    pub flags: u32,
+    /// Download by departure times: bytes that may wait for theirs; else 0.
+    pub room: u32,
 }
 
 /// Major number of the classes of our queues. A packet at the socket whose priority has it came through one.
 pub const CLASS_MAJOR: u32 = 0xc4ad;
+
+/// The same of limits whose packets carry the time at which they leave the queue: they are charged when they come to
+/// it, and not again at the socket.
+pub const TIMED_MAJOR: u32 = 0xc4ae;
+
+/// Longest time that a packet may carry, ns from now: what has a later one the queue drops.
+pub const TIMED_HORIZON_NS: u64 = 4_000_000_000_000;
 
 /// Connections of a limit that acknowledged something lately. Map `CGROUP_FLOWS`; see
 /// [`crate::window::PERIODS`].

@@ -11,7 +11,7 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{
-        BucketChange, CLASS_MAJOR, DEVICE_KEEPS, DOWNLOAD, Departure, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER,
+        BucketChange, CLASS_MAJOR, TIMED_MAJOR, DEVICE_KEEPS, DOWNLOAD, Departure, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER,
         TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
     bucket::{
@@ -250,10 +250,11 @@ impl Packet<'_> {
             let word = MapWord::<CAS>(&raw mut (*found.bucket).virtual_time);
             let cost = cost(self.wire.bytes, found.rate);
             // What this limit's queue has held is not asked: it only takes room from what comes past it.
-            if has_room(found.seen, found.now, queue_slack) || !self.was_queued(found) {
+            let queued = self.was_queued(found);
+            if !queued || self.priority >> 16 != TIMED_MAJOR && has_room(found.seen, found.now, queue_slack) {
                 charge(&word, found.seen, found.now, cost, (*found.bucket).capacity_ticks);
             }
-            count_passed(found.bucket, self.wire, self.priority >> 16 == CLASS_MAJOR);
+            count_passed(found.bucket, self.wire, self.priority >> 16 == CLASS_MAJOR || self.priority >> 16 == TIMED_MAJOR);
         }
     }
 
@@ -451,7 +452,7 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
             }
         }
         let priority = (*ctx.skb.skb).priority;
-        if direction == DOWNLOAD && priority >> 16 != CLASS_MAJOR {
+        if direction == DOWNLOAD && priority >> 16 != CLASS_MAJOR && priority >> 16 != TIMED_MAJOR {
             tell_device(ctx, tag);
         }
         let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx), priority };

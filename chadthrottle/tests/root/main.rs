@@ -32,6 +32,7 @@ mod rights;
 mod rows;
 mod scopes;
 mod screens;
+mod rung;
 mod sharing;
 mod support;
 mod targets;
@@ -57,6 +58,7 @@ fn main() -> std::process::ExitCode {
         kernels::trials(),
         accuracy::trials(),
         lossless::trials(),
+        rung::trials(),
         windows::trials(),
         pacing::trials(),
         coverage::trials(),

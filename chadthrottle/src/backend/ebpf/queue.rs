@@ -12,9 +12,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chadthrottle_common::abi::{CLASS_MAJOR, SocketRecord};
+use chadthrottle_common::abi::{CLASS_MAJOR, SocketRecord, TIMED_MAJOR};
 
-use self::place::{Place, own_name};
+use self::place::{Means, Place, own_name};
 use crate::{
     backend::tree::{RELEASED, Rest, Tree},
     error::{Error, Result},
@@ -151,10 +151,18 @@ impl Queue {
         id
     }
 
+    pub fn timed(&self) -> bool {
+        std::env::var_os("CHADT_RUNG").is_some()
+    }
+
     fn free_class(&mut self) -> Option<u32> {
         for _ in 0..=u16::MAX {
             self.last_minor = self.last_minor.wrapping_add(1);
-            let id = CLASS_MAJOR << 16 | u32::from(self.last_minor);
+            let major = if self.timed() { TIMED_MAJOR } else { CLASS_MAJOR };
+            let id = major << 16 | u32::from(self.last_minor);
+            if self.last_minor & 15 == 7 {
+                continue;
+            }
             // A class's queue has its number, which must not be the tree's or that of clsact.
             let taken = matches!(u32::from(self.last_minor), 0 | CLASS_MAJOR | 0xffff)
                 || self.classes.values().any(|class| class.id == id)
@@ -271,7 +279,7 @@ impl Queue {
         }
         if !self.places.contains_key(&inode) {
             let classes: Vec<_> = self.classes.values().copied().collect();
-            self.places.insert(inode, Place::open(inode, of_process, &classes)?);
+            self.places.insert(inode, Place::open(inode, of_process, &classes, self.timed())?);
         }
         match self.places.get_mut(&inode) {
             Some(place) => place.equip(loaded, device),
@@ -305,7 +313,7 @@ impl Queue {
             return true;
         }
         for place in self.places.values_mut() {
-            if let Ok((_, tree, _)) = place.ifb {
+            if let Ok((_, Means::Classes(tree), _)) = place.ifb {
                 for (_, class) in &due {
                     if let Err(error) = tree.cut_leaf(&mut place.tc, *class) {
                         tracing::debug!("{error}");

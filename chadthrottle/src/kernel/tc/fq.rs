@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{CREATE_NEW, RTM_GETQDISC, RTM_NEWQDISC, TC_H_ROOT, TC_HEADER, TCA_KIND, Tc, explain, tc_header};
+use super::{CREATE_NEW, RTM_GETQDISC, RTM_NEWQDISC, TC_H_ROOT, TC_HEADER, TCA_KIND, TCA_OPTIONS, Tc, explain, tc_header};
 use crate::{
     error::Result,
     kernel::{nl::Attributes, rtnetlink},
@@ -33,6 +33,20 @@ impl Tc {
             .dump(rtnetlink::tc(RTM_GETQDISC, 0, 0, 0, 0, 0))
             .map_err(|cause| explain(cause, "list the qdiscs of all network devices"))?;
         Ok(of_qdiscs(&answers.iter().filter_map(|answer| qdisc(answer)).collect::<Vec<_>>()))
+    }
+
+    /// fq as root qdisc for packets that all carry their time, as many as there may be; beyond `horizon_us` they are
+    /// dropped.
+    pub fn add_timed_fq(&mut self, device: u32, handle: u32, horizon_us: u32) -> Result<()> {
+        let mut message = rtnetlink::tc(RTM_NEWQDISC, CREATE_NEW, device, handle << 16, TC_H_ROOT, 0);
+        message.text(TCA_KIND, "fq");
+        message.nested(TCA_OPTIONS, |options| {
+            for (kind, value) in [(1, 10_000_000), (2, 10_000_000), (5, 0), (14, horizon_us)] {
+                options.words(kind, &[value]);
+            }
+            options.attribute(15, &[1]);
+        });
+        self.0.act(message).map_err(|cause| explain(cause, format!("add fq to network device {device}")))
     }
 
     /// fq as root qdisc in place of the kernel's own choice.

@@ -78,6 +78,9 @@ impl Holder {
                 self.await_lower_windows(&records);
             }
             config.class_id = class_id;
+            if self.queue.timed() {
+                config.room = (rate * 5).clamp(256 * 1024, 32 * 1024 * 1024) as u32;
+            }
         }
         self.write_config(direction, config)?;
         if direction == Direction::Download {
@@ -104,7 +107,11 @@ impl Holder {
                 tracing::debug!("{error}");
             }
         }
-        let shift = old.shift_to(rate, now);
+        let shift = if self.queue.timed() && direction == Direction::Download && old.rate_bps != 0 && rate != 0 {
+            0
+        } else {
+            old.shift_to(rate, now)
+        };
         self.loaded.change_bucket(&BucketChange {
             id: key,
             direction: direction.index() as u64,

@@ -5,7 +5,7 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use chadthrottle_common::abi::CLASS_MAJOR;
+use chadthrottle_common::abi::{CLASS_MAJOR, TIMED_HORIZON_NS, TIMED_MAJOR};
 
 use super::{BARE, Class, ETHERNET, Rung};
 use crate::{
@@ -35,25 +35,36 @@ pub(super) struct Equipped {
     objects: Vec<Object>,
 }
 
+/// How packets wait in an IFB.
+#[derive(Clone, Copy)]
+pub(super) enum Means {
+    /// By HTB, in a class for each limit.
+    Classes(Tree),
+    /// By fq, until the time that each carries.
+    Times,
+}
+
 /// A network namespace.
 pub(super) struct Place {
     inode: u64,
     namespace: Namespace,
     pub tc: Tc,
     /// Our IFB, or why there is none.
-    pub ifb: Result<(u32, Tree, Object)>,
+    pub ifb: Result<(u32, Means, Object)>,
+    timed: bool,
     pub devices: BTreeMap<u32, Equipped>,
     /// What each class had refused when it was asked last.
     dropped: BTreeMap<u32, u32>,
 }
 
 impl Place {
-    pub fn open(inode: u64, namespace: Namespace, classes: &[Class]) -> Result<Self> {
+    pub fn open(inode: u64, namespace: Namespace, classes: &[Class], timed: bool) -> Result<Self> {
         let tc = Tc::open_in(&namespace)?;
         let mut place = Self {
             inode,
             namespace,
             tc,
+            timed,
             ifb: Err(Error::failed("not made yet")),
             devices: BTreeMap::new(),
             dropped: BTreeMap::new(),
@@ -69,7 +80,7 @@ impl Place {
 
     /// What each class did, and what it refused since the last time.
     pub fn look_at_classes(&mut self) -> Vec<(u32, ClassCount, u64)> {
-        let Ok((_, tree, _)) = self.ifb else { return Vec::new() };
+        let Ok((_, Means::Classes(tree), _)) = self.ifb else { return Vec::new() };
         let counts = tree.counts(&mut self.tc).unwrap_or_else(|error| {
             tracing::debug!("{error}");
             Vec::new()
@@ -81,7 +92,7 @@ impl Place {
         counts.into_iter().map(newly).collect()
     }
 
-    fn make_ifb(&mut self) -> Result<(u32, Tree, Object)> {
+    fn make_ifb(&mut self) -> Result<(u32, Means, Object)> {
         let name = own_name();
         let object = Object::Ifb { namespace: self.inode, name: name.clone() };
         let index = make(&object, || {
@@ -90,7 +101,13 @@ impl Place {
             Ok(index)
         });
         let planted = index.and_then(|index| {
-            Tree::plant(&mut self.tc, index, CLASS_MAJOR, Rest::Passes).map(|tree| (index, tree))
+            if self.timed {
+                let horizon_us = (TIMED_HORIZON_NS / 1_000) as u32;
+                self.tc.add_timed_fq(index, TIMED_MAJOR, horizon_us).map(|()| (index, Means::Times))
+            } else {
+                let tree = Tree::plant(&mut self.tc, index, CLASS_MAJOR, Rest::Passes)?;
+                Ok((index, Means::Classes(tree)))
+            }
         });
         match planted {
             Ok((index, tree)) => Ok((index, tree, object)),
@@ -102,7 +119,7 @@ impl Place {
     }
 
     pub fn set_class(&mut self, class: Class) -> Result<()> {
-        let Ok((_, tree, _)) = self.ifb else { return Ok(()) };
+        let Ok((_, Means::Classes(tree), _)) = self.ifb else { return Ok(()) };
         tree.set_leaf(&mut self.tc, class.id, class.rate, class.length())
     }
 
@@ -210,7 +227,7 @@ impl Place {
             Ok((index, _, _)) => *index,
             Err(error) => return Err(error.clone()),
         };
-        let program = loaded.classifier("find_socket")?;
+        let program = loaded.classifier(if self.timed { "find_departure" } else { "find_socket" })?;
         self.add_filter(device, Hook::Ingress, program, Does::RedirectTo(ifb), objects)
     }
 
@@ -261,7 +278,7 @@ impl Place {
         {
             return Err(Error::failed(format!("{object} is gone")));
         }
-        if let Ok((_, tree, object)) = self.ifb.as_ref()
+        if let Ok((_, Means::Classes(tree), object)) = self.ifb.as_ref()
             && !tree.stands(&mut self.tc, std::iter::empty())?
         {
             return Err(Error::failed(format!("{object} has lost its HTB")));
