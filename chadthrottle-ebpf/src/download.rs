@@ -2,39 +2,38 @@
 //!
 //! - [`find_socket`] (tc ingress, a classifier with the action "redirect to our IFB"): packets of limited
 //!   sockets go through the class of their limit on the IFB, and come back.
+//! - [`find_departure`](crate::departure::find_departure) in its place where the IFB has fq.
 //! - [`lower_window`] (tc egress): acknowledgements of limited sockets advertise no more than what fits the
 //!   line and the queue.
 
-use core::{ffi::c_void, mem, num::NonZeroU64};
+use core::{ffi::c_void, mem};
 
 use aya_ebpf::{
     EbpfContext,
     bindings::{BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple},
     helpers::{
         bpf_l4_csum_replace, bpf_sk_fullsock, bpf_sk_lookup_udp, bpf_sk_release, bpf_skb_load_bytes,
-        bpf_ktime_get_ns, bpf_skb_load_bytes_relative, bpf_skb_set_tstamp, bpf_skb_store_bytes, bpf_skc_lookup_tcp, bpf_skc_to_tcp_sock,
+        bpf_skb_load_bytes_relative, bpf_skb_store_bytes, bpf_skc_lookup_tcp, bpf_skc_to_tcp_sock,
     },
     macros::classifier,
     programs::TcContext,
 };
 use chadthrottle_common::{
-    abi::{ActiveFlows, CLASS_MAJOR, CgroupThrottleConfig, DOWNLOAD, FlowWindow, Tag, TIMED_HORIZON_NS, TIMED_MAJOR, TokenBucket},
-    bucket::{TICKS_PER_SECOND, Word, charge, cost, out_of_debt_ns, ticks},
+    abi::{ActiveFlows, CLASS_MAJOR, CgroupThrottleConfig, DOWNLOAD, FlowWindow, Tag},
     window,
-    wire::{Wire, on_wire},
 };
 
 use crate::{
-    atomic::{self, MapWord},
+    atomic,
     kernel::{field, global},
     limit::{TCP_LISTEN, held_tag, stats},
-    maps::{CGROUP_BUCKETS, CGROUP_CONFIGS, CGROUP_FLOWS, WINDOWS, live_state},
+    maps::{CGROUP_CONFIGS, CGROUP_FLOWS, WINDOWS, live_state},
     remote::{FarEnd, are_selective, narrow},
 };
 
 /// What a classifier without direct action answers: its action is taken, or not.
-const MATCH: i32 = -1;
-const NO_MATCH: i32 = 0;
+pub const MATCH: i32 = -1;
+pub const NO_MATCH: i32 = 0;
 /// TC_ACT_UNSPEC, TCX_NEXT: on to whoever comes next.
 const NEXT: i32 = -1;
 
@@ -43,7 +42,7 @@ const FROM_IP_HEADER: u32 = 1;
 
 const IPV4: u16 = 0x0800u16.to_be();
 const IPV6: u16 = 0x86ddu16.to_be();
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// Extension headers of IPv6 that may stand before the transport header; after a fragment header there may
@@ -53,11 +52,11 @@ const ROUTING: u8 = 43;
 const DESTINATION: u8 = 60;
 const MAX_EXTENSIONS: usize = 4;
 
-const ETHERNET_HEADER: u32 = 14;
+pub const ETHERNET_HEADER: u32 = 14;
 
 /// Reads plain integers at an offset from the IP header.
 #[inline(always)]
-fn load<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
+pub fn load<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
     let mut value = mem::MaybeUninit::<T>::uninit();
     // SAFETY: as many bytes as T has; only called for integers and arrays of them, which any bytes are.
     unsafe {
@@ -73,16 +72,16 @@ fn load<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
 }
 
 /// Where the transport header is.
-struct Transport {
-    ipv6: bool,
-    protocol: u8,
-    at: u32,
+pub struct Transport {
+    pub ipv6: bool,
+    pub protocol: u8,
+    pub at: u32,
 }
 
 /// `None` for fragments too: only the first has ports, so that they are one packet to the limit only when
 /// they have been put together, at the socket.
 #[inline(always)]
-fn transport(ctx: &TcContext) -> Option<Transport> {
+pub fn transport(ctx: &TcContext) -> Option<Transport> {
     // SAFETY: a field of the context.
     match unsafe { (*ctx.skb.skb).protocol } as u16 {
         IPV4 => {
@@ -114,7 +113,7 @@ fn transport(ctx: &TcContext) -> Option<Transport> {
 /// veth, the sender's. There is one lookup and one release, and no way out in between: the verifier wants
 /// the reference back.
 #[inline(always)]
-fn with_socket<R>(
+pub fn with_socket<R>(
     ctx: &TcContext,
     use_socket: impl FnOnce(*mut bpf_sock, &FarEnd) -> Option<R>,
 ) -> Option<R> {
@@ -213,88 +212,6 @@ pub fn find_socket(ctx: TcContext) -> i32 {
     // SAFETY: a field of the context that may be written.
     unsafe { (*ctx.skb.skb).priority = class };
     MATCH
-}
-
-/// What a clock catches up with after a pause.
-const CATCH_UP: u64 = TICKS_PER_SECOND / 12;
-
-/// Packets and IP bytes on the wire.
-#[inline(always)]
-fn wire(ctx: &TcContext) -> Option<Wire> {
-    let Transport { ipv6, protocol, at } = transport(ctx)?;
-    // SAFETY: the context's own fields.
-    let (whole, segments, size) = unsafe {
-        let skb = ctx.skb.skb;
-        ((*skb).len, (*skb).gso_segs, (*skb).gso_size)
-    };
-    let said: u16 = load(ctx, if ipv6 { 4 } else { 2 })?;
-    // Buffers of more than 64 KB say 0.
-    let length = match u64::from(u16::from_be(said)) {
-        0 => u64::from(whole.saturating_sub(ETHERNET_HEADER)),
-        said if ipv6 => said + 40,
-        said => said,
-    };
-    let own = if size == 0 {
-        0
-    } else if protocol == TCP {
-        let byte: u8 = load(ctx, at + 12)?;
-        u32::from(byte >> 4) * 4
-    } else {
-        8
-    };
-    Some(on_wire(length, u64::from(at + own), segments, size))
-}
-
-/// When a packet of a limit may leave, CLOCK_MONOTONIC ns; charges the limit for it.
-#[inline(always)]
-unsafe fn departure(ctx: &TcContext, id: u64, room: u32, wire: Wire) -> Option<u64> {
-    let pair = CGROUP_BUCKETS.get_ptr_mut(id)?;
-    // SAFETY: a map value of two elements.
-    unsafe {
-        let bucket = pair.cast::<TokenBucket>().add(DOWNLOAD);
-        let rate = NonZeroU64::new((*bucket).rate_bps)?;
-        let now_ns = bpf_ktime_get_ns();
-        let now = ticks(now_ns, (*bucket).epoch_ns);
-        let word = MapWord::<true>(&raw mut (*bucket).virtual_time);
-        let seen = word.load();
-        if seen.saturating_sub(now) > cost(u64::from(room), rate) {
-            if let Some(stats) = stats(id, DOWNLOAD) {
-                atomic::add(&raw mut (*stats).packets_dropped, wire.packets);
-                atomic::add(&raw mut (*stats).bytes_dropped, wire.bytes);
-            }
-            return Some(now_ns + 2 * TIMED_HORIZON_NS);
-        }
-        charge(&word, seen, now, cost(wire.bytes, rate), CATCH_UP);
-        Some(out_of_debt_ns(seen, (*bucket).epoch_ns))
-    }
-}
-
-/// As [`find_socket`], where the queue is fq: the packet carries the time at which it leaves (Linux 5.18).
-#[classifier]
-pub fn find_departure(ctx: TcContext) -> i32 {
-    // SAFETY: fields of the context; a full socket, to which a reference is held.
-    unsafe {
-        if (*ctx.skb.skb).priority >> 16 == TIMED_MAJOR {
-            return NO_MATCH;
-        }
-        let Some((state, _)) = live_state() else { return NO_MATCH };
-        let found = with_socket(&ctx, |socket, far_end| {
-            if (*socket).state == TCP_LISTEN {
-                return None;
-            }
-            let tag = held_tag(socket, state.epoch)?;
-            lowest(tag, far_end, |config| config.class_id != 0).map(|(id, config)| (id, config.class_id, config.room))
-        });
-        let Some((id, class, room)) = found else { return NO_MATCH };
-        let Some(wire) = wire(&ctx) else { return NO_MATCH };
-        let Some(at) = departure(&ctx, id, room, wire) else { return NO_MATCH };
-        const MONOTONIC: u32 = 1;
-        if bpf_skb_set_tstamp(ctx.skb.skb, at, MONOTONIC) != 0 {
-            return NO_MATCH;
-        }
-        (*ctx.skb.skb).priority = class;
-        MATCH
-    }
 }
 
 /// Connections of the limit that are active; counts this one.

@@ -396,11 +396,8 @@ impl Holder {
             .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {STATS}"), &cause))?;
         let stats = pair[direction.index()];
         let bucket = self.bucket(key, direction)?;
-        let load = if direction == Direction::Download { self.queue.load(key) } else { None };
-        let load = load.map(|(refused, delay)| {
-            let debt = (-bucket.tokens(crate::kernel::clock::monotonic_ns())).max(0) as u64;
-            if self.queue.timed() { (0, debt * 1_000_000 / bucket.rate_bps.max(1)) } else { (refused, delay) }
-        });
+        let ahead = -bucket.tokens(clock::monotonic_ns());
+        let load = if direction == Direction::Download { self.queue.load(key, ahead.max(0) as u64) } else { None };
         let refused = load.map_or(0, |(refused, _)| refused);
         Ok(Counters {
             passed_packets: bucket.packets_passed,

@@ -5,7 +5,7 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use chadthrottle_common::abi::{CLASS_MAJOR, TIMED_HORIZON_NS, TIMED_MAJOR};
+use chadthrottle_common::abi::{CLASS_MAJOR, HORIZON_NS, TIMED_MAJOR};
 
 use super::{BARE, Class, ETHERNET, Rung};
 use crate::{
@@ -36,12 +36,39 @@ pub(super) struct Equipped {
 }
 
 /// How packets wait in an IFB.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Means {
-    /// By HTB, in a class for each limit.
-    Classes(Tree),
-    /// By fq, until the time that each carries.
+    /// In fq, until the time that each carries.
     Times,
+    /// In HTB, which has a class for each limit.
+    Classes(Tree),
+}
+
+impl Means {
+    /// Puts it on an IFB.
+    pub fn plant(tc: &mut Tc, ifb: u32, timed: bool) -> Result<Self> {
+        if timed {
+            tc.add_timed_fq(ifb, TIMED_MAJOR, (HORIZON_NS / 1_000) as u32).map(|()| Self::Times)
+        } else {
+            Tree::plant(tc, ifb, CLASS_MAJOR, Rest::Passes).map(Self::Classes)
+        }
+    }
+
+    /// The program that sends packets to it.
+    pub fn classifier(timed: bool) -> &'static str {
+        if timed { "find_departure" } else { "find_socket" }
+    }
+
+    /// Whether it is still there.
+    fn stands(self, tc: &mut Tc, ifb: u32) -> Result<bool> {
+        match self {
+            Self::Times => {
+                let root = tc.root_qdisc(ifb)?;
+                Ok(root.is_some_and(|root| root.kind == "fq" && root.handle == TIMED_MAJOR << 16))
+            }
+            Self::Classes(tree) => tree.stands(tc, std::iter::empty()),
+        }
+    }
 }
 
 /// A network namespace.
@@ -49,9 +76,10 @@ pub(super) struct Place {
     inode: u64,
     namespace: Namespace,
     pub tc: Tc,
+    /// Whether packets carry their time.
+    timed: bool,
     /// Our IFB, or why there is none.
     pub ifb: Result<(u32, Means, Object)>,
-    timed: bool,
     pub devices: BTreeMap<u32, Equipped>,
     /// What each class had refused when it was asked last.
     dropped: BTreeMap<u32, u32>,
@@ -101,16 +129,10 @@ impl Place {
             Ok(index)
         });
         let planted = index.and_then(|index| {
-            if self.timed {
-                let horizon_us = (TIMED_HORIZON_NS / 1_000) as u32;
-                self.tc.add_timed_fq(index, TIMED_MAJOR, horizon_us).map(|()| (index, Means::Times))
-            } else {
-                let tree = Tree::plant(&mut self.tc, index, CLASS_MAJOR, Rest::Passes)?;
-                Ok((index, Means::Classes(tree)))
-            }
+            Means::plant(&mut self.tc, index, self.timed).map(|means| (index, means))
         });
         match planted {
-            Ok((index, tree)) => Ok((index, tree, object)),
+            Ok((index, means)) => Ok((index, means, object)),
             Err(error) => {
                 unmake(&object, &mut self.tc);
                 Err(error)
@@ -227,7 +249,7 @@ impl Place {
             Ok((index, _, _)) => *index,
             Err(error) => return Err(error.clone()),
         };
-        let program = loaded.classifier(if self.timed { "find_departure" } else { "find_socket" })?;
+        let program = loaded.classifier(Means::classifier(self.timed))?;
         self.add_filter(device, Hook::Ingress, program, Does::RedirectTo(ifb), objects)
     }
 
@@ -278,10 +300,10 @@ impl Place {
         {
             return Err(Error::failed(format!("{object} is gone")));
         }
-        if let Ok((_, Means::Classes(tree), object)) = self.ifb.as_ref()
-            && !tree.stands(&mut self.tc, std::iter::empty())?
+        if let Ok((ifb, means, object)) = self.ifb.as_ref()
+            && !means.stands(&mut self.tc, *ifb)?
         {
-            return Err(Error::failed(format!("{object} has lost its HTB")));
+            return Err(Error::failed(format!("{object} has lost its queue")));
         }
         let gone: Vec<_> = self.devices.keys().copied().filter(|index| there(*index).is_none()).collect();
         for index in gone {
