@@ -11,6 +11,7 @@ mod cleanup;
 mod command;
 mod coverage;
 mod crowds;
+mod departures;
 mod exact;
 mod examples;
 mod foreign;
@@ -30,9 +31,9 @@ mod pty;
 mod raw;
 mod rights;
 mod rows;
+mod rung;
 mod scopes;
 mod screens;
-mod rung;
 mod sharing;
 mod support;
 mod targets;
@@ -59,6 +60,7 @@ fn main() -> std::process::ExitCode {
         accuracy::trials(),
         lossless::trials(),
         rung::trials(),
+        departures::trials(),
         windows::trials(),
         pacing::trials(),
         coverage::trials(),

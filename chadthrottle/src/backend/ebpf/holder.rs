@@ -397,7 +397,8 @@ impl Holder {
         let stats = pair[direction.index()];
         let bucket = self.bucket(key, direction)?;
         let ahead = -bucket.tokens(clock::monotonic_ns());
-        let load = if direction == Direction::Download { self.queue.load(key, ahead.max(0) as u64) } else { None };
+        let load =
+            if direction == Direction::Download { self.queue.load(key, ahead.max(0) as u64) } else { None };
         let refused = load.map_or(0, |(refused, _)| refused);
         Ok(Counters {
             passed_packets: bucket.packets_passed,

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{CREATE_NEW, RTM_GETQDISC, RTM_NEWQDISC, TC_H_ROOT, TC_HEADER, TCA_KIND, TCA_OPTIONS, Tc, explain, tc_header};
+use super::{
+    CREATE_NEW, RTM_GETQDISC, RTM_NEWQDISC, TC_H_ROOT, TC_HEADER, TCA_KIND, TCA_OPTIONS, Tc, explain,
+    tc_header,
+};
 use crate::{
     error::Result,
     kernel::{nl::Attributes, rtnetlink},

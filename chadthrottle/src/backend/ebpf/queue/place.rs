@@ -128,9 +128,8 @@ impl Place {
             fault::point("queue.ifb");
             Ok(index)
         });
-        let planted = index.and_then(|index| {
-            Means::plant(&mut self.tc, index, self.timed).map(|means| (index, means))
-        });
+        let planted =
+            index.and_then(|index| Means::plant(&mut self.tc, index, self.timed).map(|means| (index, means)));
         match planted {
             Ok((index, means)) => Ok((index, means, object)),
             Err(error) => {
