@@ -36,7 +36,7 @@ pub struct CgroupThrottleConfig {
     pub burst_size: u64,
     /// Process the limit was set on, in the initial PID namespace; 0: none.
     pub pid: u32,
-    /// Download: class of the limit in our queue, `CLASS_MAJOR << 16 | minor`; 0: it has none, and is held
+    /// Download: class of the limit in our queue, `CLASS_MAJOR` or `TIMED_MAJOR << 16 | minor`; 0: it has none, and is held
     /// by its bucket alone.
     pub class_id: u32,
     /// Download: delay that the queue may have, in microseconds, to which the advertised windows are cut;
@@ -48,6 +48,13 @@ pub struct CgroupThrottleConfig {
 
 /// Major number of the classes of our queues. A packet at the socket whose priority has it came through one.
 pub const CLASS_MAJOR: u32 = 0xc4ad;
+
+/// The same where packets carry the time at which they leave the queue: all limits were charged when they came to it,
+/// and are not asked again at the socket.
+pub const TIMED_MAJOR: u32 = 0xc4ae;
+
+/// What carries a later time than this from now the queue drops, ns. More than a queue ever holds.
+pub const HORIZON_NS: u64 = 4_000_000_000_000;
 
 /// Connections of a limit that acknowledged something lately. Map `CGROUP_FLOWS`; see
 /// [`crate::window::PERIODS`].
@@ -122,8 +129,8 @@ pub struct TokenBucket {
     pub level_period_ns: u64,
     /// Download: [`CgroupThrottleConfig::class_id`].
     pub class_id: u32,
-    /// Zero.
-    pub pad: u32,
+    /// Download, with a class of [`TIMED_MAJOR`]: bytes that may wait; else 0.
+    pub room: u32,
     /// Packets that came through our queue: counted among those let through too.
     pub packets_delayed: u64,
     /// Bytes passed at the last look.

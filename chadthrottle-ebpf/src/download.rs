@@ -2,6 +2,7 @@
 //!
 //! - [`find_socket`] (tc ingress, a classifier with the action "redirect to our IFB"): packets of limited
 //!   sockets go through the class of their limit on the IFB, and come back.
+//! - [`find_departure`](crate::departure::find_departure) in its place where the IFB has fq.
 //! - [`lower_window`] (tc egress): acknowledgements of limited sockets advertise no more than what fits the
 //!   line and the queue.
 
@@ -31,8 +32,8 @@ use crate::{
 };
 
 /// What a classifier without direct action answers: its action is taken, or not.
-const MATCH: i32 = -1;
-const NO_MATCH: i32 = 0;
+pub const MATCH: i32 = -1;
+pub const NO_MATCH: i32 = 0;
 /// TC_ACT_UNSPEC, TCX_NEXT: on to whoever comes next.
 const NEXT: i32 = -1;
 
@@ -41,7 +42,7 @@ const FROM_IP_HEADER: u32 = 1;
 
 const IPV4: u16 = 0x0800u16.to_be();
 const IPV6: u16 = 0x86ddu16.to_be();
-const TCP: u8 = 6;
+pub const TCP: u8 = 6;
 const UDP: u8 = 17;
 
 /// Extension headers of IPv6 that may stand before the transport header; after a fragment header there may
@@ -51,11 +52,11 @@ const ROUTING: u8 = 43;
 const DESTINATION: u8 = 60;
 const MAX_EXTENSIONS: usize = 4;
 
-const ETHERNET_HEADER: u32 = 14;
+pub const ETHERNET_HEADER: u32 = 14;
 
 /// Reads plain integers at an offset from the IP header.
 #[inline(always)]
-fn load<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
+pub fn load<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
     let mut value = mem::MaybeUninit::<T>::uninit();
     // SAFETY: as many bytes as T has; only called for integers and arrays of them, which any bytes are.
     unsafe {
@@ -71,16 +72,16 @@ fn load<T: Copy>(ctx: &TcContext, at: u32) -> Option<T> {
 }
 
 /// Where the transport header is.
-struct Transport {
-    ipv6: bool,
-    protocol: u8,
-    at: u32,
+pub struct Transport {
+    pub ipv6: bool,
+    pub protocol: u8,
+    pub at: u32,
 }
 
 /// `None` for fragments too: only the first has ports, so that they are one packet to the limit only when
 /// they have been put together, at the socket.
 #[inline(always)]
-fn transport(ctx: &TcContext) -> Option<Transport> {
+pub fn transport(ctx: &TcContext) -> Option<Transport> {
     // SAFETY: a field of the context.
     match unsafe { (*ctx.skb.skb).protocol } as u16 {
         IPV4 => {
@@ -112,7 +113,7 @@ fn transport(ctx: &TcContext) -> Option<Transport> {
 /// veth, the sender's. There is one lookup and one release, and no way out in between: the verifier wants
 /// the reference back.
 #[inline(always)]
-fn with_socket<R>(
+pub fn with_socket<R>(
     ctx: &TcContext,
     use_socket: impl FnOnce(*mut bpf_sock, &FarEnd) -> Option<R>,
 ) -> Option<R> {

@@ -12,7 +12,7 @@ use aya_ebpf::{
 use chadthrottle_common::{
     abi::{
         BucketChange, CLASS_MAJOR, DEVICE_KEEPS, DOWNLOAD, Departure, EVENT_ACCEPTED, EVENT_DEVICE, Event, MAX_NESTED, TAG_LISTENER,
-        TAG_SHARED, TAG_TOLD, Tag, ThrottleStats, TokenBucket, UPLOAD,
+        TAG_SHARED, TAG_TOLD, TIMED_MAJOR, Tag, ThrottleStats, TokenBucket, UPLOAD,
     },
     bucket::{
         ANSWER, BESIDE_SHIFT, QUESTION, QUEUE_SLACK, SMALL_PACKET, SMALL_SLACK, Word, charge, cost, cost_beside, exceeded, has_room,
@@ -387,6 +387,31 @@ impl Packet<'_> {
         }
     }
 
+    /// Whether it came through a queue where all its limits were charged already; counts it then.
+    #[inline(always)]
+    unsafe fn was_charged(&self, ids: &[u64; MAX_NESTED]) -> bool {
+        // SAFETY: as above.
+        unsafe {
+            let mut ours = 0;
+            for id in ids {
+                let bucket = self.bucket(*id);
+                if !bucket.is_null() && (*bucket).class_id == self.priority {
+                    ours += 1;
+                }
+            }
+            if ours == 0 {
+                return false;
+            }
+            for id in ids {
+                let bucket = self.bucket(*id);
+                if !bucket.is_null() && (*bucket).rate_bps != 0 {
+                    count_passed(bucket, self.wire, true);
+                }
+            }
+        }
+        true
+    }
+
     /// Nested limits: all are asked, then all are charged. There is no slice beside their queue: with it the programs
     /// have more ways through them than the verifier gets to the end of in a reasonable time. So the queue is only
     /// charged where there is room, and leaves some to others.
@@ -451,10 +476,14 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
             }
         }
         let priority = (*ctx.skb.skb).priority;
-        if direction == DOWNLOAD && priority >> 16 != CLASS_MAJOR {
+        let timed = direction == DOWNLOAD && priority >> 16 == TIMED_MAJOR;
+        if direction == DOWNLOAD && priority >> 16 != CLASS_MAJOR && !timed {
             tell_device(ctx, tag);
         }
         let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx), priority };
+        if timed && packet.was_charged(if selective { &narrowed } else { &tag.limits }) {
+            return Some(PASS);
+        }
         let passes = if single { packet.pass_one::<CAS>(one) } else { packet.pass_all::<CAS>(if selective { &narrowed } else { &tag.limits }) };
         if !passes {
             take_back(socket, direction, packet.wire.bytes);
@@ -514,6 +543,7 @@ pub fn change_bucket(ctx: SkBuffContext) -> i32 {
         (*bucket).small_ticks = change.bucket.small_ticks;
         (*bucket).urgent_ticks = change.bucket.urgent_ticks;
         (*bucket).class_id = change.bucket.class_id;
+        (*bucket).room = change.bucket.room;
         // No debt: it would be far longer, or shorter, at another rate.
         (*bucket).beside_time = 0;
         (*bucket).level = change.bucket.level;

@@ -19,6 +19,7 @@
 
 mod atomic;
 mod count;
+mod departure;
 mod download;
 mod kernel;
 mod limit;

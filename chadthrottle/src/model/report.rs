@@ -47,6 +47,9 @@ pub struct DirectionReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RungKind {
+    /// Download: a queue in which each packet has its time, one for all devices, and senders that are told to send no
+    /// more than fits it. Nothing is lost.
+    IfbFqWindow,
     /// Download: a queue, and senders that are told to send no more than fits it. Nothing is lost.
     IfbHtbWindow,
     /// Download: senders are told to send less; what is too much is dropped.
@@ -62,6 +65,7 @@ pub enum RungKind {
 impl fmt::Display for RungKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
+            Self::IfbFqWindow => "ifb+fq+window",
             Self::IfbHtbWindow => "ifb+htb+window",
             Self::WindowBucket => "window+bucket",
             Self::PacingEdt => "pacing+edt",

@@ -138,8 +138,8 @@ fn beside_the_queue(scene: &Scene, rate: u64) -> Result<()> {
     let rungs = held.map_or_else(Vec::new, |held| held.rungs);
     let of =
         |device: &str| rungs.iter().find(|rung| rung.device.as_deref() == Some(device)).map(|rung| rung.kind);
-    let expected = [Some(RungKind::IfbHtbWindow), Some(RungKind::Bucket)];
-    ensure!([of("chadt-c"), of("lo")] == expected, "the status tells of {rungs:?}");
+    let queued = matches!(of("chadt-c"), Some(RungKind::IfbFqWindow | RungKind::IfbHtbWindow));
+    ensure!(queued && of("lo") == Some(RungKind::Bucket), "the status tells of {rungs:?}");
     eprint!("{}", scene.succeed("status")?);
     limit.end().map(drop)
 }

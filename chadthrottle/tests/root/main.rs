@@ -11,6 +11,7 @@ mod cleanup;
 mod command;
 mod coverage;
 mod crowds;
+mod departures;
 mod exact;
 mod examples;
 mod foreign;
@@ -30,6 +31,7 @@ mod pty;
 mod raw;
 mod rights;
 mod rows;
+mod rung;
 mod scopes;
 mod screens;
 mod sharing;
@@ -57,6 +59,8 @@ fn main() -> std::process::ExitCode {
         kernels::trials(),
         accuracy::trials(),
         lossless::trials(),
+        rung::trials(),
+        departures::trials(),
         windows::trials(),
         pacing::trials(),
         coverage::trials(),

@@ -396,7 +396,9 @@ impl Holder {
             .map_err(|cause| Error::caused(Kind::Failed, format!("read the eBPF map {STATS}"), &cause))?;
         let stats = pair[direction.index()];
         let bucket = self.bucket(key, direction)?;
-        let load = if direction == Direction::Download { self.queue.load(key) } else { None };
+        let ahead = -bucket.tokens(clock::monotonic_ns());
+        let load =
+            if direction == Direction::Download { self.queue.load(key, ahead.max(0) as u64) } else { None };
         let refused = load.map_or(0, |(refused, _)| refused);
         Ok(Counters {
             passed_packets: bucket.packets_passed,

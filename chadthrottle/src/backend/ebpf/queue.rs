@@ -1,28 +1,29 @@
 //! The queue in front of download limits: in each network namespace where limited sockets receive, one IFB
-//! of ours with HTB and a class a limit; on each device at which their packets arrive, a filter that sends
-//! them through it and a program that lowers the windows they advertise.
+//! of ours with fq, or with HTB and a class a limit; on each device at which their packets arrive, a filter
+//! that sends them through it and a program that lowers the windows they advertise.
 //!
 //! Everything here is an improvement on the bucket, which holds the limit in any case: a device where
 //! something can't be had stays on a lower rung, with the reason, and no limit fails for it.
 
 mod place;
+mod probe;
 
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
 };
 
-use chadthrottle_common::abi::{CLASS_MAJOR, SocketRecord};
+use chadthrottle_common::abi::{CLASS_MAJOR, SocketRecord, TIMED_MAJOR};
 
-use self::place::{Place, own_name};
+pub(super) use self::probe::{try_queue, try_window};
+use self::{
+    place::{Means, Place},
+    probe::try_times,
+};
 use crate::{
-    backend::tree::{RELEASED, Rest, Tree},
+    backend::tree::RELEASED,
     error::{Error, Result},
-    kernel::{
-        bpf::Loaded,
-        netns::Namespace,
-        tc::{Does, Hook, Tc},
-    },
+    kernel::{bpf::Loaded, netns::Namespace},
     model::{self, RungKind},
 };
 
@@ -47,6 +48,10 @@ const MOST_BYTES: u64 = 32 * 1024 * 1024;
 const START_SECONDS: u64 = 5;
 const START: Duration = Duration::from_secs(START_SECONDS + 1);
 
+/// By these bits of the priority fq knows what it does not keep.
+const TC_PRIO_MAX: u32 = 15;
+const TC_PRIO_CONTROL: u32 = 7;
+
 /// How long a class stays whose limit is over, and everything after the last one.
 const LINGER: Duration = Duration::from_millis(500);
 
@@ -62,35 +67,6 @@ enum Rung {
     Bucket,
     Window,
     Queue,
-}
-
-impl From<Rung> for RungKind {
-    fn from(rung: Rung) -> Self {
-        match rung {
-            Rung::Bucket => Self::Bucket,
-            Rung::Window => Self::WindowBucket,
-            Rung::Queue => Self::IfbHtbWindow,
-        }
-    }
-}
-
-/// Tries what a queue needs, in a network namespace of its own that goes with all that is in it.
-pub(super) fn try_queue(loaded: &mut Loaded) -> Result<()> {
-    let mut tc = Tc::open_in(&Namespace::new()?)?;
-    let (name, class) = (own_name(), CLASS_MAJOR << 16 | 1);
-    let ifb = tc.add_ifb(&name)?;
-    let tree = Tree::plant(&mut tc, ifb, CLASS_MAJOR, Rest::Passes)?;
-    tree.set_leaf(&mut tc, class, LEAST_BYTES, LEAST_BYTES as u32)?;
-    tc.add_clsact(LOOPBACK)?;
-    tc.add_filter(LOOPBACK, Hook::Ingress, loaded.classifier("find_socket")?, &name, Does::RedirectTo(ifb))
-}
-
-/// The same for the windows.
-pub(super) fn try_window(loaded: &mut Loaded) -> Result<()> {
-    let mut tc = Tc::open_in(&Namespace::new()?)?;
-    tc.add_clsact(LOOPBACK)?;
-    let program = loaded.classifier("lower_window")?;
-    tc.add_filter(LOOPBACK, Hook::Egress, program, &own_name(), Does::AsTheProgramSays)
 }
 
 #[derive(Clone, Copy)]
@@ -112,11 +88,14 @@ impl Class {
 /// All queues of this owner.
 #[derive(Default)]
 pub(super) struct Queue {
+    /// Whether packets carry their time, or why they can't; none before it was tried.
+    times: Option<Result<()>>,
     places: BTreeMap<u64, Place>,
     /// By key of the limit.
     classes: BTreeMap<u64, Class>,
     last_minor: u16,
-    /// Classes whose limit is over, with their ends.
+    shortened: Vec<u64>,
+    /// Classes whose limit is over, and until when they stay.
     released: Vec<(Instant, u32)>,
     looked: Option<Instant>,
     /// Devices that could not be equipped, and why: by process and device, so that each is told of once.
@@ -129,6 +108,29 @@ pub(super) struct Queue {
 }
 
 impl Queue {
+    /// Finds out how packets wait, before the first limit is [`set`](Self::set).
+    pub fn choose(&mut self, loaded: &mut Loaded) {
+        let times = self.times.get_or_insert_with(|| try_times(loaded));
+        if let Err(error) = times {
+            tracing::debug!("downloads wait in HTB: {error}");
+        }
+    }
+
+    fn timed(&self) -> bool {
+        matches!(self.times, Some(Ok(())))
+    }
+
+    /// Bytes that may wait for a limit whose packets carry their time; 0: they do not.
+    pub fn room(&self, key: u64) -> u32 {
+        let class = self.classes.get(&key).filter(|_| self.timed());
+        class.map_or(0, Class::length)
+    }
+
+    /// Limits with room for less from now on.
+    pub fn take_shortened(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.shortened)
+    }
+
     /// Gives a limit its class, or the class another rate; the class's id, 0 when there is no room for one.
     /// From now on every place has it.
     pub fn set(&mut self, key: u64, rate: u64) -> u32 {
@@ -152,11 +154,13 @@ impl Queue {
     }
 
     fn free_class(&mut self) -> Option<u32> {
+        let major = if self.timed() { TIMED_MAJOR } else { CLASS_MAJOR };
         for _ in 0..=u16::MAX {
             self.last_minor = self.last_minor.wrapping_add(1);
-            let id = CLASS_MAJOR << 16 | u32::from(self.last_minor);
+            let id = major << 16 | u32::from(self.last_minor);
             // A class's queue has its number, which must not be the tree's or that of clsact.
             let taken = matches!(u32::from(self.last_minor), 0 | CLASS_MAJOR | 0xffff)
+                || u32::from(self.last_minor) & TC_PRIO_MAX == TC_PRIO_CONTROL
                 || self.classes.values().any(|class| class.id == id)
                 || self.released.iter().any(|(_, released)| *released == id);
             if !taken {
@@ -166,10 +170,13 @@ impl Queue {
         None
     }
 
-    /// Lets go of a limit's class, after its configuration no longer names it.
-    pub fn release(&mut self, key: u64) {
+    /// Lets go of a limit's class, after its configuration no longer names it. `ahead`: bytes that its bucket is in
+    /// debt with; where packets carry their time they wait on.
+    pub fn release(&mut self, key: u64, ahead: u64) {
         let Some(class) = self.classes.remove(&key) else { return };
-        self.released.push((Instant::now(), class.id));
+        let wait = if self.timed() { ahead as f64 / class.rate.max(1) as f64 } else { 0.0 };
+        let wait = Duration::from_secs_f64(wait.min(START_SECONDS as f64));
+        self.released.push((Instant::now() + wait + LINGER, class.id));
         for place in self.places.values_mut() {
             if let Err(error) = place.set_class(Class { rate: RELEASED, ..class }) {
                 tracing::debug!("release class {:x}: {error}", class.id);
@@ -178,9 +185,14 @@ impl Queue {
     }
 
     /// Packets that the limit's class had no room for, and how long what is in it takes to leave, in
-    /// microseconds.
-    pub fn load(&mut self, key: u64) -> Option<(u64, u64)> {
+    /// microseconds. `ahead`: bytes that its bucket is in debt with.
+    pub fn load(&mut self, key: u64, ahead: u64) -> Option<(u64, u64)> {
         let class = self.classes.get(&key)?;
+        let takes_us = |bytes: u64| (u128::from(bytes) * 1_000_000 / u128::from(class.rate.max(1))) as u64;
+        if self.timed() {
+            // The programs count what they have no room for.
+            return Some((0, takes_us(ahead)));
+        }
         if self.counted.is_none_or(|at| at.elapsed() > COUNT_EVERY) {
             self.counted = Some(Instant::now());
             self.waiting.clear();
@@ -192,8 +204,7 @@ impl Queue {
             }
         }
         let of = |all: &BTreeMap<u32, u64>| all.get(&class.id).copied().unwrap_or(0);
-        let waiting_us = u128::from(of(&self.waiting)) * 1_000_000 / u128::from(class.rate.max(1));
-        Some((of(&self.dropped), waiting_us as u64))
+        Some((of(&self.dropped), takes_us(of(&self.waiting))))
     }
 
     /// Equips the devices at which these sockets' packets arrive.
@@ -224,8 +235,13 @@ impl Queue {
         let device = record.device;
         let place = self.places.get(&u64::from(record.namespace));
         if let Some(equipped) = place.and_then(|place| place.devices.get(&device)) {
-            let reason = (equipped.rung != Rung::Queue).then(|| equipped.reasons.join("; "));
-            return model::Rung { device: Some(equipped.name.clone()), kind: equipped.rung.into(), reason };
+            let (kind, reason) = match (equipped.rung, &self.times) {
+                (Rung::Bucket, _) => (RungKind::Bucket, Some(equipped.reasons.join("; "))),
+                (Rung::Window, _) => (RungKind::WindowBucket, Some(equipped.reasons.join("; "))),
+                (Rung::Queue, Some(Err(error))) => (RungKind::IfbHtbWindow, Some(error.to_string())),
+                (Rung::Queue, _) => (RungKind::IfbFqWindow, None),
+            };
+            return model::Rung { device: Some(equipped.name.clone()), kind, reason };
         }
         let (name, reason) = match (device, self.refused.get(&(record.tgid, device))) {
             (LOOPBACK, _) => {
@@ -271,7 +287,7 @@ impl Queue {
         }
         if !self.places.contains_key(&inode) {
             let classes: Vec<_> = self.classes.values().copied().collect();
-            self.places.insert(inode, Place::open(inode, of_process, &classes)?);
+            self.places.insert(inode, Place::open(inode, of_process, &classes, self.timed())?);
         }
         match self.places.get_mut(&inode) {
             Some(place) => place.equip(loaded, device),
@@ -281,9 +297,10 @@ impl Queue {
 
     /// Classes that have settled hold less.
     fn shorten(&mut self) {
-        for class in self.classes.values_mut() {
+        for (key, class) in &mut self.classes {
             if class.started.is_some_and(|at| at.elapsed() > START) {
                 class.started = None;
+                self.shortened.push(*key);
                 for place in self.places.values_mut() {
                     if let Err(error) = place.set_class(*class) {
                         tracing::debug!("{error}");
@@ -297,7 +314,7 @@ impl Queue {
     /// something was missing: it is made anew when the sockets of that place are seen next.
     pub fn look_after(&mut self) -> bool {
         let (due, wait): (Vec<_>, Vec<_>) =
-            self.released.drain(..).partition(|(since, _)| since.elapsed() >= LINGER);
+            self.released.drain(..).partition(|(until, _)| *until <= Instant::now());
         self.released = wait;
         if self.classes.is_empty() && self.released.is_empty() {
             self.places.clear();
@@ -305,7 +322,7 @@ impl Queue {
             return true;
         }
         for place in self.places.values_mut() {
-            if let Ok((_, tree, _)) = place.ifb {
+            if let Ok((_, Means::Classes(tree), _)) = place.ifb {
                 for (_, class) in &due {
                     if let Err(error) = tree.cut_leaf(&mut place.tc, *class) {
                         tracing::debug!("{error}");

@@ -14,6 +14,7 @@ use crate::{
 /// a lower rung.
 const FOR_QUEUE: &str = "a kernel with CONFIG_IFB, CONFIG_NET_SCH_HTB, CONFIG_NET_SCH_INGRESS, CONFIG_NET_CLS_BPF and \
                          CONFIG_NET_ACT_MIRRED, or their modules";
+const FOR_TIMES: &str = "Linux 5.18 or later with CONFIG_NET_SCH_FQ, or its module, beside the same";
 const FOR_EDT: &str = "a kernel with CONFIG_NET_SCH_FQ, or its module; then, for each device: tc qdisc replace dev DEVICE root fq";
 const FOR_WINDOW: &str = "a kernel with CONFIG_NET_SCH_INGRESS and CONFIG_NET_CLS_BPF, or their modules";
 
@@ -76,12 +77,18 @@ pub fn list(site: &Site) -> Vec<Requirement> {
     let parts = attached.as_mut().map_or_else(
         |_| Vec::new(),
         |holder| {
+            let times = queue::try_queue(&mut holder.loaded, true);
             let (queue, window) =
-                (queue::try_queue(&mut holder.loaded), queue::try_window(&mut holder.loaded));
+                (queue::try_queue(&mut holder.loaded, false), queue::try_window(&mut holder.loaded));
             let name = |kind: RungKind| format!("downloads by {kind}");
             let rules = holder.loaded.prepare_rules();
             vec![
                 one("processes by what they are (name:, exe:, unit: …)", String::new(), of(rules, None)),
+                one(
+                    &name(RungKind::IfbFqWindow),
+                    String::new(),
+                    of(times.and(window.clone()), Some(FOR_TIMES)),
+                ),
                 one(
                     &name(RungKind::IfbHtbWindow),
                     String::new(),

@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::{CREATE_NEW, RTM_GETQDISC, RTM_NEWQDISC, TC_H_ROOT, TC_HEADER, TCA_KIND, Tc, explain, tc_header};
+use super::{
+    CREATE_NEW, RTM_GETQDISC, RTM_NEWQDISC, TC_H_ROOT, TC_HEADER, TCA_KIND, TCA_OPTIONS, Tc, explain,
+    tc_header,
+};
 use crate::{
     error::Result,
     kernel::{nl::Attributes, rtnetlink},
@@ -33,6 +36,28 @@ impl Tc {
             .dump(rtnetlink::tc(RTM_GETQDISC, 0, 0, 0, 0, 0))
             .map_err(|cause| explain(cause, "list the qdiscs of all network devices"))?;
         Ok(of_qdiscs(&answers.iter().filter_map(|answer| qdisc(answer)).collect::<Vec<_>>()))
+    }
+
+    /// fq as root qdisc with a handle of our own, for packets that all carry their time, however many these are. What
+    /// has a later one than `horizon_us` from now is dropped.
+    pub fn add_timed_fq(&mut self, device: u32, major: u32, horizon_us: u32) -> Result<()> {
+        const TCA_FQ_PLIMIT: u16 = 1;
+        const TCA_FQ_FLOW_PLIMIT: u16 = 2;
+        const TCA_FQ_RATE_ENABLE: u16 = 5;
+        const TCA_FQ_HORIZON: u16 = 14;
+        const TCA_FQ_HORIZON_DROP: u16 = 15;
+        const MANY: u32 = 10_000_000;
+        let mut message = rtnetlink::tc(RTM_NEWQDISC, CREATE_NEW, device, major << 16, TC_H_ROOT, 0);
+        message.text(TCA_KIND, "fq");
+        message.nested(TCA_OPTIONS, |options| {
+            options.words(TCA_FQ_PLIMIT, &[MANY]);
+            options.words(TCA_FQ_FLOW_PLIMIT, &[MANY]);
+            // The pacing of the socket that sent the packet, which a pair of veth leaves on it, is not ours.
+            options.words(TCA_FQ_RATE_ENABLE, &[0]);
+            options.words(TCA_FQ_HORIZON, &[horizon_us]);
+            options.attribute(TCA_FQ_HORIZON_DROP, &[1]);
+        });
+        self.0.act(message).map_err(|cause| explain(cause, format!("add fq to network device {device}")))
     }
 
     /// fq as root qdisc in place of the kernel's own choice.

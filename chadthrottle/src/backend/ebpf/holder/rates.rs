@@ -61,6 +61,7 @@ impl Holder {
         };
         if direction == Direction::Download && rate != 0 {
             let mut records = self.walk_those(&self.processes_of(id)?)?;
+            self.queue.choose(&mut self.loaded);
             let class_id = self.queue.set(key, rate);
             self.queue.see(&mut self.loaded, &records);
             if let Some(held) = self.held.get(&id) {
@@ -88,6 +89,7 @@ impl Holder {
         let now = clock::monotonic_ns();
         let mut bucket = TokenBucket {
             class_id: config.class_id,
+            room: self.queue.room(key),
             ..TokenBucket::empty(rate, capacity, self.epoch_ns, now)
         };
         if direction == Direction::Upload && rate != 0 {
@@ -104,7 +106,11 @@ impl Holder {
                 tracing::debug!("{error}");
             }
         }
-        let shift = old.shift_to(rate, now);
+        let shift = match (old.room, bucket.room) {
+            (0, _) | (_, 0) => old.shift_to(rate, now),
+            // What waits leaves as it was told, and what comes after it then: no gap.
+            _ => 0,
+        };
         self.loaded.change_bucket(&BucketChange {
             id: key,
             direction: direction.index() as u64,
@@ -113,7 +119,7 @@ impl Holder {
         })?;
         if direction == Direction::Download && rate == 0 {
             // After the configuration, which named it no more.
-            self.queue.release(key);
+            self.queue.release(key, (-old.tokens(now)).max(0) as u64);
         }
         let held = self.held.get_mut(&id).ok_or_else(|| unknown(id))?;
         *held.rates.get_mut(direction) = (rate != 0).then_some(rate);
@@ -175,6 +181,20 @@ impl Holder {
                 break;
             }
         }
+    }
+
+    /// Classes that have settled hold less.
+    pub(super) fn shorten_queues(&mut self) -> Result<()> {
+        let direction = Direction::Download;
+        for key in self.queue.take_shortened() {
+            let old = self.bucket(key, direction)?;
+            let bucket = TokenBucket { room: self.queue.room(key), ..old };
+            if old.room != 0 && old.room != bucket.room {
+                let direction = direction.index() as u64;
+                self.loaded.change_bucket(&BucketChange { id: key, direction, shift: 0, bucket })?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn bucket(&mut self, key: u64, direction: Direction) -> Result<TokenBucket> {

@@ -76,6 +76,9 @@ impl Holder {
             // The sockets tell again where their packets arrive.
             self.state.epoch += 1;
         }
+        if let Err(error) = self.shorten_queues() {
+            tracing::debug!("{error}");
+        }
         self.write_state()?;
         self.purge_retired();
         Ok(())

@@ -5,7 +5,7 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use chadthrottle_common::abi::CLASS_MAJOR;
+use chadthrottle_common::abi::{CLASS_MAJOR, HORIZON_NS, TIMED_MAJOR};
 
 use super::{BARE, Class, ETHERNET, Rung};
 use crate::{
@@ -35,25 +35,64 @@ pub(super) struct Equipped {
     objects: Vec<Object>,
 }
 
+/// How packets wait in an IFB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Means {
+    /// In fq, until the time that each carries.
+    Times,
+    /// In HTB, which has a class for each limit.
+    Classes(Tree),
+}
+
+impl Means {
+    /// Puts it on an IFB.
+    pub fn plant(tc: &mut Tc, ifb: u32, timed: bool) -> Result<Self> {
+        if timed {
+            tc.add_timed_fq(ifb, TIMED_MAJOR, (HORIZON_NS / 1_000) as u32).map(|()| Self::Times)
+        } else {
+            Tree::plant(tc, ifb, CLASS_MAJOR, Rest::Passes).map(Self::Classes)
+        }
+    }
+
+    /// The program that sends packets to it.
+    pub fn classifier(timed: bool) -> &'static str {
+        if timed { "find_departure" } else { "find_socket" }
+    }
+
+    /// Whether it is still there.
+    fn stands(self, tc: &mut Tc, ifb: u32) -> Result<bool> {
+        match self {
+            Self::Times => {
+                let root = tc.root_qdisc(ifb)?;
+                Ok(root.is_some_and(|root| root.kind == "fq" && root.handle == TIMED_MAJOR << 16))
+            }
+            Self::Classes(tree) => tree.stands(tc, std::iter::empty()),
+        }
+    }
+}
+
 /// A network namespace.
 pub(super) struct Place {
     inode: u64,
     namespace: Namespace,
     pub tc: Tc,
+    /// Whether packets carry their time.
+    timed: bool,
     /// Our IFB, or why there is none.
-    pub ifb: Result<(u32, Tree, Object)>,
+    pub ifb: Result<(u32, Means, Object)>,
     pub devices: BTreeMap<u32, Equipped>,
     /// What each class had refused when it was asked last.
     dropped: BTreeMap<u32, u32>,
 }
 
 impl Place {
-    pub fn open(inode: u64, namespace: Namespace, classes: &[Class]) -> Result<Self> {
+    pub fn open(inode: u64, namespace: Namespace, classes: &[Class], timed: bool) -> Result<Self> {
         let tc = Tc::open_in(&namespace)?;
         let mut place = Self {
             inode,
             namespace,
             tc,
+            timed,
             ifb: Err(Error::failed("not made yet")),
             devices: BTreeMap::new(),
             dropped: BTreeMap::new(),
@@ -69,7 +108,7 @@ impl Place {
 
     /// What each class did, and what it refused since the last time.
     pub fn look_at_classes(&mut self) -> Vec<(u32, ClassCount, u64)> {
-        let Ok((_, tree, _)) = self.ifb else { return Vec::new() };
+        let Ok((_, Means::Classes(tree), _)) = self.ifb else { return Vec::new() };
         let counts = tree.counts(&mut self.tc).unwrap_or_else(|error| {
             tracing::debug!("{error}");
             Vec::new()
@@ -81,7 +120,7 @@ impl Place {
         counts.into_iter().map(newly).collect()
     }
 
-    fn make_ifb(&mut self) -> Result<(u32, Tree, Object)> {
+    fn make_ifb(&mut self) -> Result<(u32, Means, Object)> {
         let name = own_name();
         let object = Object::Ifb { namespace: self.inode, name: name.clone() };
         let index = make(&object, || {
@@ -89,11 +128,10 @@ impl Place {
             fault::point("queue.ifb");
             Ok(index)
         });
-        let planted = index.and_then(|index| {
-            Tree::plant(&mut self.tc, index, CLASS_MAJOR, Rest::Passes).map(|tree| (index, tree))
-        });
+        let planted =
+            index.and_then(|index| Means::plant(&mut self.tc, index, self.timed).map(|means| (index, means)));
         match planted {
-            Ok((index, tree)) => Ok((index, tree, object)),
+            Ok((index, means)) => Ok((index, means, object)),
             Err(error) => {
                 unmake(&object, &mut self.tc);
                 Err(error)
@@ -102,7 +140,7 @@ impl Place {
     }
 
     pub fn set_class(&mut self, class: Class) -> Result<()> {
-        let Ok((_, tree, _)) = self.ifb else { return Ok(()) };
+        let Ok((_, Means::Classes(tree), _)) = self.ifb else { return Ok(()) };
         tree.set_leaf(&mut self.tc, class.id, class.rate, class.length())
     }
 
@@ -210,7 +248,7 @@ impl Place {
             Ok((index, _, _)) => *index,
             Err(error) => return Err(error.clone()),
         };
-        let program = loaded.classifier("find_socket")?;
+        let program = loaded.classifier(Means::classifier(self.timed))?;
         self.add_filter(device, Hook::Ingress, program, Does::RedirectTo(ifb), objects)
     }
 
@@ -261,10 +299,10 @@ impl Place {
         {
             return Err(Error::failed(format!("{object} is gone")));
         }
-        if let Ok((_, tree, object)) = self.ifb.as_ref()
-            && !tree.stands(&mut self.tc, std::iter::empty())?
+        if let Ok((ifb, means, object)) = self.ifb.as_ref()
+            && !means.stands(&mut self.tc, *ifb)?
         {
-            return Err(Error::failed(format!("{object} has lost its HTB")));
+            return Err(Error::failed(format!("{object} has lost its queue")));
         }
         let gone: Vec<_> = self.devices.keys().copied().filter(|index| there(*index).is_none()).collect();
         for index in gone {
