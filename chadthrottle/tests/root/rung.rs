@@ -11,7 +11,8 @@ pub fn trials() -> Vec<Trial> {
         for rate in [1_000_000, 10_000_000] {
             for (flows, congestion) in [(1, "cubic"), (1, "bbr"), (8, "cubic"), (8, "bbr")] {
                 let name = format!("rung::cell_{rtt}_{}_{flows}_{congestion}_", rate / 1_000_000);
-                let make = move || if rtt == 0 { Scene::new() } else { Scene::over(Line::new(rtt, 12 * rate)) };
+                let make =
+                    move || if rtt == 0 { Scene::new() } else { Scene::over(Line::new(rtt, 12 * rate)) };
                 trials.push(line_trial(&name, make, move |scene| {
                     for _ in 0..1 {
                         for timed in [false, true] {
@@ -33,7 +34,11 @@ pub fn trials() -> Vec<Trial> {
 fn choose(timed: bool) -> &'static str {
     // SAFETY: nobody else reads the environment meanwhile.
     unsafe {
-        if !timed { std::env::set_var("CHADT_FAULT_NO_FQ", "1") } else { std::env::remove_var("CHADT_FAULT_NO_FQ") }
+        if !timed {
+            std::env::set_var("CHADT_FAULT_NO_FQ", "1")
+        } else {
+            std::env::remove_var("CHADT_FAULT_NO_FQ")
+        }
     }
     if timed { "fq " } else { "htb" }
 }
@@ -69,12 +74,11 @@ fn cell(scene: &Scene, rtt: u64, rate: u64, flows: u32, congestion: &str, timed:
     let (start, cpu) = (sent(&server, &runs, from)?, busy());
     sleep_until(from + 6.0)?;
     let (end, cpu) = (sent(&server, &runs, from + 6.0)?, busy() - cpu);
-    let counters = scene.report(&format!("pid:{}", client.pid()))?.directions.download.map(|held| held.counters);
+    let counters =
+        scene.report(&format!("pid:{}", client.pid()))?.directions.download.map(|held| held.counters);
     let counters = counters.ok_or_else(|| Error::failed("no download"))?;
-    let shares: Vec<f64> = runs
-        .iter()
-        .map(|run| received(&client, *run, from, from + 6.0))
-        .collect::<Result<_>>()?;
+    let shares: Vec<f64> =
+        runs.iter().map(|run| received(&client, *run, from, from + 6.0)).collect::<Result<_>>()?;
     let (least, most) = shares.iter().fold((f64::MAX, 0.0_f64), |(l, m), s| (l.min(*s), m.max(*s)));
     eprintln!(
         "CELL {rtt:2} ms {:2} MB/s {flows} {congestion:5} {way} goodput {:.4} again {:.5} switching {:.0} KB fair {:.2} queue {:.1} ms cpu {cpu:.2} s dropped {} delayed {}",
@@ -89,7 +93,11 @@ fn cell(scene: &Scene, rtt: u64, rate: u64, flows: u32, congestion: &str, timed:
     );
     let ended = limit.end()?;
     let at_end = sent(&server, &runs, ended + 1.0)?;
-    eprintln!("     sent again after the end: {:.0} KB of {:.0} KB", (at_end.1 - end.1) / 1e3, (at_end.0 - end.0) / 1e3);
+    eprintln!(
+        "     sent again after the end: {:.0} KB of {:.0} KB",
+        (at_end.1 - end.1) / 1e3,
+        (at_end.0 - end.0) / 1e3
+    );
     drop(client);
     scene.await_no_helpers(5.0)
 }
@@ -103,17 +111,35 @@ fn shared(scene: &Scene) -> Result<()> {
         let here = scene.lab.client_at(Version::V4, 5005);
         let far = Traffic::spawn(&program(), "the other server", place, &[format!("listen tcp {here}")])?;
         let runs = [scene.run(), scene.run()];
-        let one = scene.client(&[format!("connect tcp {} get cc=cubic run={}", scene.tcp(Version::V4), runs[0])])?;
+        let one = scene.client(&[format!(
+            "connect tcp {} get cc=cubic run={}",
+            scene.tcp(Version::V4),
+            runs[0]
+        )])?;
         let place = Place { namespace: Some(&scene.lab.server), cgroup: Some(scene.cgroup()) };
         let words = [format!("connect tcp {here} get cc=cubic run={}", runs[1])];
         let other = Traffic::spawn(&program(), "the other client", place, &words)?;
         sleep_until(now() + 1.0)?;
-        let path = scene.cgroup().path().strip_prefix(cgroup::mount()?).unwrap_or(scene.cgroup().path()).display().to_string();
+        let path = scene
+            .cgroup()
+            .path()
+            .strip_prefix(cgroup::mount()?)
+            .unwrap_or(scene.cgroup().path())
+            .display()
+            .to_string();
         let limit = scene.limit(&format!("cgroup:/{path} -d 2M"))?;
         let from = limit.since + 2.0;
         sleep_until(from + 5.0)?;
-        let shares = [received(&one, runs[0], from, from + 5.0)? / 2e6, received(&other, runs[1], from, from + 5.0)? / 2e6];
-        eprintln!("SHARED {way} {shares:.3?} sum {:.3} again {:?} {:?}", shares[0] + shares[1], sent(&near, &runs, now())?, sent(&far, &runs, now())?);
+        let shares = [
+            received(&one, runs[0], from, from + 5.0)? / 2e6,
+            received(&other, runs[1], from, from + 5.0)? / 2e6,
+        ];
+        eprintln!(
+            "SHARED {way} {shares:.3?} sum {:.3} again {:?} {:?}",
+            shares[0] + shares[1],
+            sent(&near, &runs, now())?,
+            sent(&far, &runs, now())?
+        );
         limit.end()?;
         drop((one, other));
         scene.await_no_helpers(5.0)?;
@@ -127,13 +153,16 @@ fn many(scene: &Scene) -> Result<()> {
         let way = choose(timed);
         let _server = scene.server()?;
         let run = scene.run();
-        let client = scene.client(&[format!("connect tcp {} get rate=100000 run={run}", scene.tcp(Version::V4))])?;
+        let client =
+            scene.client(&[format!("connect tcp {} get rate=100000 run={run}", scene.tcp(Version::V4))])?;
         let first = scene.limit(&format!("pid:{} -d 1M", client.pid()))?;
         sleep_until(now() + 1.0)?;
         let mut clients = Vec::new();
         for _ in 0..20 {
             let run = scene.run();
-            clients.push(scene.client(&[format!("connect tcp {} get rate=1000 run={run}", scene.tcp(Version::V4))])?);
+            clients.push(
+                scene.client(&[format!("connect tcp {} get rate=1000 run={run}", scene.tcp(Version::V4))])?,
+            );
         }
         let before = now();
         for client in &clients {
@@ -156,9 +185,17 @@ fn nested(scene: &Scene) -> Result<()> {
         let way = choose(timed);
         let server = scene.server()?;
         let runs = [scene.run(), scene.run()];
-        let client = |run: u64| scene.client(&[format!("connect tcp {} get cc=cubic run={run}", scene.tcp(Version::V4))]);
+        let client = |run: u64| {
+            scene.client(&[format!("connect tcp {} get cc=cubic run={run}", scene.tcp(Version::V4))])
+        };
         let clients = [client(runs[0])?, client(runs[1])?];
-        let path = scene.cgroup().path().strip_prefix(cgroup::mount()?).unwrap_or(scene.cgroup().path()).display().to_string();
+        let path = scene
+            .cgroup()
+            .path()
+            .strip_prefix(cgroup::mount()?)
+            .unwrap_or(scene.cgroup().path())
+            .display()
+            .to_string();
         let mut limits = Vec::new();
         for one in &clients {
             limits.push(scene.limit(&format!("pid:{} -d 1M", one.pid()))?);
@@ -170,7 +207,12 @@ fn nested(scene: &Scene) -> Result<()> {
         sleep_until(from + 5.0)?;
         let end = sent(&server, &runs, from + 5.0)?;
         let share = |index: usize| received(&clients[index], runs[index], from, from + 5.0);
-        eprintln!("NESTED {way} {:.0} {:.0} KB/s, again {:.4}", share(0)? / 1e3, share(1)? / 1e3, (end.1 - start.1) / (end.0 - start.0));
+        eprintln!(
+            "NESTED {way} {:.0} {:.0} KB/s, again {:.4}",
+            share(0)? / 1e3,
+            share(1)? / 1e3,
+            (end.1 - start.1) / (end.0 - start.0)
+        );
         limits.into_iter().try_for_each(|limit| limit.end().map(drop))?;
         drop(clients);
         scene.await_no_helpers(5.0)?;
@@ -185,12 +227,14 @@ fn udp(scene: &Scene) -> Result<()> {
         let _server = scene.server()?;
         for rate in [500_000, 2_000_000] {
             let run = scene.run();
-            let client = scene.client(&[format!("udp {} get rate={rate} size=1200 run={run}", scene.udp(Version::V4))])?;
+            let client = scene
+                .client(&[format!("udp {} get rate={rate} size=1200 run={run}", scene.udp(Version::V4))])?;
             let limit = scene.limit(&format!("pid:{} -d 1M", client.pid()))?;
             let from = limit.since + 8.0;
             sleep_until(from + 3.0)?;
             let share = received(&client, run, from, from + 3.0)? / 1e6;
-            let counters = scene.report(&format!("pid:{}", client.pid()))?.directions.download.map(|held| held.counters);
+            let counters =
+                scene.report(&format!("pid:{}", client.pid()))?.directions.download.map(|held| held.counters);
             eprintln!("UDP {way} {rate}: {share:.3} {counters:?}");
             limit.end()?;
         }
