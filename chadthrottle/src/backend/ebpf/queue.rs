@@ -101,6 +101,7 @@ pub(super) struct Queue {
     /// together would let that many times the rate pass.
     spread: BTreeSet<u64>,
     last_minor: u16,
+    /// Limits whose classes hold less since the last look, by key.
     shortened: Vec<u64>,
     /// Classes whose limit is over, and until when they stay.
     released: Vec<(Instant, u32)>,
@@ -117,10 +118,9 @@ pub(super) struct Queue {
 impl Queue {
     /// Finds out how packets wait, before the first limit is [`set`](Self::set).
     pub fn choose(&mut self, loaded: &mut Loaded) {
-        let times = self.times.get_or_insert_with(|| try_times(loaded));
-        if let Err(error) = times {
-            tracing::debug!("downloads wait in HTB: {error}");
-        }
+        self.times.get_or_insert_with(|| {
+            try_times(loaded).inspect_err(|error| tracing::debug!("downloads wait in HTB: {error}"))
+        });
     }
 
     fn timed(&self) -> bool {

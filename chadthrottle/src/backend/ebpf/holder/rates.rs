@@ -203,7 +203,8 @@ impl Holder {
     pub(super) fn shorten_queues(&mut self) -> Result<()> {
         let direction = Direction::Download;
         for key in self.queue.take_shortened() {
-            let old = self.bucket(key, direction)?;
+            // The limit may be over.
+            let Ok(old) = self.bucket(key, direction) else { continue };
             let bucket = TokenBucket { room: self.queue.room(key), ..old };
             if old.room != 0 && old.room != bucket.room {
                 let direction = direction.index() as u64;

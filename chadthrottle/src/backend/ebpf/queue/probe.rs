@@ -40,10 +40,12 @@ pub(super) fn try_times(loaded: &mut Loaded) -> Result<()> {
     loaded.classifier(Means::classifier(true)).map_err(|cause| {
         Error::caused(cause.kind, "packets can't carry a time (bpf_skb_set_tstamp: kernel 5.18)", &cause)
     })?;
-    Means::plant(&mut Tc::open_in(&Namespace::new()?)?, LOOPBACK, true).map(drop).map_err(|cause| match cause
-        .kind
-    {
-        Kind::NotFound => Error::caused(cause.kind, "the kernel has no sch_fq", &cause),
+    let planted = Means::plant(&mut Tc::open_in(&Namespace::new()?)?, LOOPBACK, true);
+    planted.map(drop).map_err(|cause| match cause.kind {
+        Kind::NotFound => Error::new(
+            Kind::NoBackend,
+            "the kernel has no sch_fq, in which limits that overlap, or span network namespaces, would wait together",
+        ),
         _ => cause,
     })
 }
