@@ -31,7 +31,6 @@ mod pty;
 mod raw;
 mod rights;
 mod rows;
-mod rung;
 mod scopes;
 mod screens;
 mod sharing;
@@ -59,7 +58,6 @@ fn main() -> std::process::ExitCode {
         kernels::trials(),
         accuracy::trials(),
         lossless::trials(),
-        rung::trials(),
         departures::trials(),
         windows::trials(),
         pacing::trials(),
