@@ -23,8 +23,8 @@ const YARDSTICK: &str = "yardstick";
 #[derive(Args)]
 pub struct Options {
     /// Measure only this; of the engine's parts no page is written. "lossless": limits side by side over lines of
-    /// several lengths; "backends": what each of them costs, with a page
-    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy", "lossless", BACKENDS, MONITOR])]
+    /// several lengths, of which "beside" is what they cost traffic without a limit; "backends": what each of them costs, with a page
+    #[arg(long, value_parser = ["bucket", "packet", "setting", "accuracy", "lossless", "beside", BACKENDS, MONITOR])]
     only: Option<String>,
     /// With `--only lossless`: the whole matrix (an hour), and write its page
     #[arg(long)]

@@ -79,6 +79,9 @@ fn run(arguments: &Arguments) -> Result<()> {
     if arguments.only.as_deref() == Some("lossless") {
         return lossless::measure(arguments.full, arguments.lossless.as_deref());
     }
+    if arguments.only.as_deref() == Some("beside") {
+        return lossless::measure_beside();
+    }
     if arguments.only.as_deref() == Some("backends") {
         return backends::measure(arguments.backends.as_deref());
     }

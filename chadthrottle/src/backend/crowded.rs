@@ -6,6 +6,7 @@ use std::{
     collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
     os::fd::{AsFd, RawFd},
     path::Path,
+    rc::Rc,
     time::{Duration, Instant},
 };
 
@@ -104,7 +105,26 @@ pub(super) struct Crowded<P> {
     places: BTreeMap<u64, P>,
     held: BTreeMap<LimitId, Held>,
     counts: Option<(Instant, BTreeMap<LimitId, Counters>)>,
+    /// What was found in each place when it was looked at last.
+    seen: BTreeMap<u64, Seen>,
     lapsed: HashSet<LimitId>,
+}
+
+/// A look at one place, which serves all limits of a tick: with one for each, many limits would take all the time there
+/// is.
+struct Seen {
+    at: Instant,
+    sockets: Rc<[Socket]>,
+    /// What the kernel lacks of what should hold the limits.
+    fault: Option<String>,
+}
+
+impl Seen {
+    fn new(place: &mut impl Place) -> Result<Self> {
+        let sockets = place.sockets()?.into();
+        let fault = place.verify().err().map(|error| error.to_string());
+        Ok(Self { at: Instant::now(), sockets, fault })
+    }
 }
 
 /// A limit's processes and what they have open.
@@ -169,6 +189,7 @@ impl<P: Place> Crowded<P> {
             places: BTreeMap::new(),
             held: BTreeMap::new(),
             counts: None,
+            seen: BTreeMap::new(),
             lapsed: HashSet::new(),
         })
     }
@@ -225,10 +246,11 @@ impl<P: Place> Crowded<P> {
         let held = Held { crowd, rate, unsettled: false, moved: 0, abroad: HashMap::new() };
         self.held.insert(limit.id, held);
         let look = Look::new(&pids);
-        let sockets = self.hold(limit.id, &look)?;
+        let sockets = self.hold(limit.id, &look, Fresh::Now)?;
         // What was on its way from one table to another when it was looked at.
         let again = Look::new(&pids);
-        let sockets = if again.inodes == look.inodes { sockets } else { self.hold(limit.id, &again)? };
+        let sockets =
+            if again.inodes == look.inodes { sockets } else { self.hold(limit.id, &again, Fresh::Now)? };
         fault::point("crowd.applied");
         for place in self.places.values_mut() {
             place.verify()?;
@@ -251,7 +273,7 @@ impl<P: Place> Crowded<P> {
     }
 
     /// Holds the limit's processes in every namespace they are in, and their sockets there; how many these are.
-    fn hold(&mut self, id: LimitId, look: &Look) -> Result<u32> {
+    fn hold(&mut self, id: LimitId, look: &Look, fresh: Fresh) -> Result<u32> {
         let held = self.held.get(&id).ok_or_else(|| Self::unknown(id))?;
         let (crowd, rate) = (held.crowd.clone(), held.rate);
         let mut sockets = Found::default();
@@ -263,19 +285,44 @@ impl<P: Place> Crowded<P> {
                 Err(error) if error.kind == Kind::NotFound && look.namespaces.len() > 1 => continue,
                 Err(error) => return Err(error),
             }
-            if let Some(place) = self.places.get_mut(&inode) {
-                sockets.add(hold_in(place, id, rate, &crowd, look, &mut unlisted)?);
-            }
+            sockets.add(self.hold_in(inode, id, rate, &crowd, look, &mut unlisted, fresh)?);
         }
         for inode in self.look_abroad(id, look, &unlisted)? {
-            if let Some(place) = self.places.get_mut(&inode) {
-                sockets.add(hold_in(place, id, rate, &crowd, look, &mut unlisted)?);
-            }
+            sockets.add(self.hold_in(inode, id, rate, &crowd, look, &mut unlisted, fresh)?);
         }
         if let Some(held) = self.held.get_mut(&id) {
             held.unsettled = sockets.unsettled;
         }
         Ok(sockets.sockets)
+    }
+
+    /// Holds a limit in a place, and strikes the sockets that are there out of `unlisted`.
+    #[expect(clippy::too_many_arguments, reason = "all of it is what `hold` knows")]
+    fn hold_in(
+        &mut self,
+        inode: u64,
+        id: LimitId,
+        rate: u64,
+        crowd: &crowd::Shared,
+        look: &Look,
+        unlisted: &mut HashSet<u32>,
+        fresh: Fresh,
+    ) -> Result<Found> {
+        let Some(place) = self.places.get_mut(&inode) else { return Ok(Found::default()) };
+        if !place.holds(id) {
+            place.set_rate(id, rate)?;
+            place.set_leaves(id, crowd.borrow().leaves())?;
+        }
+        let all = match fresh {
+            Fresh::Now => place.sockets()?.into(),
+            Fresh::Lately => seen(&mut self.seen, inode, place)?.sockets.clone(),
+        };
+        for socket in all.iter() {
+            unlisted.remove(&socket.inode);
+        }
+        let knows = |cgroup| crowd.borrow().knows_by_cgroup(cgroup);
+        let found = place.hold_old(id, &all, &look.inodes, &look.processes, &knows)?;
+        Ok(Found { sockets: found.count, unsettled: found.unsettled })
     }
 
     fn change(&mut self, limit: &Limit) -> Result<Applied> {
@@ -284,7 +331,7 @@ impl<P: Place> Crowded<P> {
         let before = std::mem::replace(&mut held.rate, rate);
         let pids = held.crowd.borrow().processes();
         let changed = if before == rate { Ok(()) } else { self.set_rates(limit.id, rate) };
-        let sockets = changed.and_then(|()| self.hold(limit.id, &Look::new(&pids)));
+        let sockets = changed.and_then(|()| self.hold(limit.id, &Look::new(&pids), Fresh::Now));
         if sockets.is_err() && before != rate {
             if let Some(held) = self.held.get_mut(&limit.id) {
                 held.rate = before;
@@ -312,6 +359,7 @@ impl<P: Place> Crowded<P> {
 
     fn drop_empty(&mut self) {
         self.places.retain(|_, place| !place.is_empty());
+        self.seen.retain(|inode, _| self.places.contains_key(inode));
     }
 }
 
@@ -374,10 +422,10 @@ impl<P: Place> Backend for Crowded<P> {
                 place.set_leaves(id, crowd.borrow().leaves())?;
             }
         }
-        let sockets = self.hold(id, &Look::new(&pids))?;
-        for place in self.places.values_mut().filter(|place| place.holds(id)) {
-            if let Err(error) = place.verify() {
-                escapes.push(Escape { kind: EscapeKind::DeadLink, message: error.to_string() });
+        let sockets = self.hold(id, &Look::new(&pids), Fresh::Lately)?;
+        for (inode, place) in self.places.iter_mut().filter(|(_, place)| place.holds(id)) {
+            if let Some(message) = &seen(&mut self.seen, *inode, place)?.fault {
+                escapes.push(Escape { kind: EscapeKind::DeadLink, message: message.clone() });
             }
         }
         if self.lapsed.remove(&id) {
@@ -413,7 +461,7 @@ impl<P: Place> Backend for Crowded<P> {
             self.held.iter().filter(|(_, held)| held.unsettled).map(|(id, _)| *id).collect();
         for &id in &unsettled {
             let pids = self.held.get(&id).map(|held| held.crowd.borrow().processes()).unwrap_or_default();
-            self.hold(id, &Look::new(&pids))?;
+            self.hold(id, &Look::new(&pids), Fresh::Now)?;
         }
         Ok((!unsettled.is_empty()).then_some(FOLLOW))
     }
@@ -429,6 +477,7 @@ impl<P: Place> Backend for Crowded<P> {
 
     fn clear(&mut self) -> Result<()> {
         self.held.clear();
+        self.seen.clear();
         self.places.clear();
         Ok(())
     }
@@ -448,26 +497,27 @@ impl Found {
     }
 }
 
-/// Holds a limit in a place, and strikes the sockets that are there out of `unlisted`.
-fn hold_in<P: Place>(
-    place: &mut P,
-    id: LimitId,
-    rate: u64,
-    crowd: &crowd::Shared,
-    look: &Look,
-    unlisted: &mut HashSet<u32>,
-) -> Result<Found> {
-    if !place.holds(id) {
-        place.set_rate(id, rate)?;
-        place.set_leaves(id, crowd.borrow().leaves())?;
-    }
-    let all = place.sockets()?;
-    for socket in &all {
-        unlisted.remove(&socket.inode);
-    }
-    let knows = |cgroup| crowd.borrow().knows_by_cgroup(cgroup);
-    let found = place.hold_old(id, &all, &look.inodes, &look.processes, &knows)?;
-    Ok(Found { sockets: found.count, unsettled: found.unsettled })
+/// How new a list of sockets has to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fresh {
+    /// Made now.
+    Now,
+    /// Of the same tick.
+    Lately,
+}
+
+/// A look at a place that is not older than [`FRESH`].
+fn seen<'a, P: Place>(all: &'a mut BTreeMap<u64, Seen>, inode: u64, place: &mut P) -> Result<&'a Seen> {
+    Ok(match all.entry(inode) {
+        Entry::Vacant(vacant) => vacant.insert(Seen::new(place)?),
+        Entry::Occupied(occupied) => {
+            let known = occupied.into_mut();
+            if known.at.elapsed() > FRESH {
+                *known = Seen::new(place)?;
+            }
+            known
+        }
+    })
 }
 
 /// The network namespace of a process's socket; `None`: it is none of IP.

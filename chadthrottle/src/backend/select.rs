@@ -76,6 +76,24 @@ pub fn next(
     Ok(open.iter().find(undecided).map_or(Next::Nobody, |driver| Next::Try(driver)))
 }
 
+/// Which backends are better than the one that took a limit, and why they did not; one line each.
+pub fn passed_over(
+    drivers: &'static [Driver],
+    taker: &'static Driver,
+    direction: Direction,
+    known: &Known,
+) -> impl Iterator<Item = String> {
+    let better = of_direction(drivers, direction).filter(|driver| driver.priority > taker.priority);
+    better.filter_map(|driver| {
+        let reason = match known.probes.get(driver.name)? {
+            Probe::Ready => return None,
+            Probe::Unavailable { reason, .. } => format!("is unavailable ({reason})"),
+            Probe::Unknown { reason } => format!("may not work here ({reason})"),
+        };
+        Some(format!("{} {reason}; {} limits instead", driver.name, taker.name))
+    })
+}
+
 /// Why nobody can limit `direction`: the reason of each backend, `failures` being those that were tried.
 pub fn nobody(
     drivers: &'static [Driver],
@@ -156,6 +174,19 @@ mod tests {
 
     fn unknown() -> Probe {
         Probe::Unknown { reason: "no rights".into() }
+    }
+
+    #[test]
+    fn the_better_ones_are_told_with_their_reasons() {
+        let gone = Probe::Unavailable { reason: "no such kernel".into(), mend: None };
+        let known = Known { probes: [("best", gone), ("good", Probe::Ready)].into_iter().collect() };
+        let told = |taker: &str| {
+            let taker = TABLE.iter().find(|driver| driver.name == taker).unwrap();
+            passed_over(TABLE, taker, Direction::Download, &known).collect::<Vec<_>>()
+        };
+        assert_eq!(told("good"), ["best is unavailable (no such kernel); good limits instead"]);
+        assert_eq!(told("low"), ["best is unavailable (no such kernel); low limits instead"]);
+        assert!(told("best").is_empty());
     }
 
     #[test]

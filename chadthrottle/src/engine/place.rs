@@ -145,6 +145,14 @@ impl Engine {
                     let backend = &mut self.opened[opened].backend;
                     match narrows(&**backend, limit).and_then(|()| backend.apply(limit)) {
                         Ok(applied) => {
+                            if wish.is_none() {
+                                let passed_over =
+                                    select::passed_over(self.drivers, driver, direction, &self.known);
+                                // One reason may be that of both directions.
+                                notices.extend(
+                                    passed_over.filter(|text| !notices.contains(text)).collect::<Vec<_>>(),
+                                );
+                            }
                             notices.extend(failures.iter().map(|(name, error)| {
                                 format!(
                                     "{direction}: {name} failed ({error}); {} holds it instead",

@@ -355,7 +355,9 @@ fn half_a_limit_only_if_the_user_accepts_it() {
     assert!(in_force().is_empty());
     let (report, notices) =
         engine.set(&LimitRequest { partial: true, ..request(1_000, 2_000) }, ALICE).unwrap();
-    assert!(notices.len() == 1 && notices[0].starts_with("only download is limited"), "{notices:?}");
+    assert_eq!(notices.len(), 3, "{notices:?}");
+    assert_eq!(notices[0], "best is unavailable (no best here); down limits instead");
+    assert!(notices[2].starts_with("only download is limited"), "{notices:?}");
     assert!(report.directions.upload.is_none() && report.directions.download.is_some());
     // Both halves impossible: --partial does not help, and both reasons are told.
     world(|world| world.refuse_apply.push(("down", DOWN, Kind::Failed)));

@@ -61,41 +61,33 @@ pub struct Options {
 /// # Errors
 /// [`Kind::Usage`] when the owner can't do what is asked; else only when not even the lesser count works.
 pub fn open(dir: &Path, site: &Site, options: Options) -> Result<Box<dyn Feed>> {
-    match Owned::open(dir, site, options) {
+    let client = Client::connect_or_start(dir, site);
+    // One that answers and does not count would not do so later.
+    let is_silent = client.is_err();
+    match client.and_then(|client| Owned::new(client, dir, site, options)) {
         Ok(feed) => Ok(Box::new(feed)),
         Err(error) if error.kind == Kind::Usage => Err(error),
         Err(error) => {
             let local = Local::open(lesser(&error), options)?;
-            if !options.upgrade {
+            if !(options.upgrade && is_silent) {
                 return Ok(Box::new(local));
             }
             let answers = wait_for_owner(dir)?;
-            Ok(Box::new(Stopgap {
-                local,
-                owned: None,
-                answers,
-                dir: dir.to_owned(),
-                site: site.clone(),
-                options,
-            }))
+            let (dir, site) = (dir.to_owned(), site.clone());
+            Ok(Box::new(Stopgap { local, owned: None, answers, dir, site, options }))
         }
     }
 }
 
 /// Tells when there is an owner that answers, and starts none: somebody else's, or one that was stopped and goes on.
 fn wait_for_owner(dir: &Path) -> Result<Receiver<()>> {
-    let (found, answers) = mpsc::sync_channel(0);
+    let (found, answers) = mpsc::sync_channel(1);
     let dir = dir.to_owned();
     let look = move || {
-        let answers = || matches!(Client::connect(&dir), Ok(Some(_)));
-        // One that answers already has refused, and would again.
-        if answers() {
-            return;
-        }
         loop {
             thread::sleep(LOOK_AGAIN);
-            // Waits until somebody takes it.
-            if answers() && found.send(()).is_err() {
+            // Waits while the last has not been taken.
+            if matches!(Client::connect(&dir), Ok(Some(_))) && found.send(()).is_err() {
                 return;
             }
         }
@@ -130,13 +122,13 @@ struct Owned {
 }
 
 impl Owned {
-    fn open(dir: &Path, site: &Site, options: Options) -> Result<Self> {
-        let client = Some(Self::connect(dir, site, options)?);
+    fn new(client: Client, dir: &Path, site: &Site, options: Options) -> Result<Self> {
+        let client = Some(Self::subscribe(client, site, options)?);
         Ok(Self { client, dir: dir.to_owned(), site: site.clone(), options })
     }
 
-    fn connect(dir: &Path, site: &Site, options: Options) -> Result<Client> {
-        let mut client = Client::connect_or_start(dir, site)?;
+    /// Asks the owner for its counts.
+    fn subscribe(mut client: Client, site: &Site, options: Options) -> Result<Client> {
         let request = MonitorRequest {
             interval: options.interval.as_secs_f64(),
             connections: options.connections,
@@ -155,7 +147,10 @@ impl Feed for Owned {
         let patience = self.options.interval + self.options.patience;
         let client = match &mut self.client {
             Some(client) => client,
-            none => none.insert(Self::connect(&self.dir, &self.site, self.options)?),
+            none => {
+                let client = Client::connect_or_start(&self.dir, &self.site)?;
+                none.insert(Self::subscribe(client, &self.site, self.options)?)
+            }
         };
         loop {
             match client.next_event_within(patience)? {
@@ -192,7 +187,9 @@ struct Stopgap {
 impl Feed for Stopgap {
     fn next(&mut self) -> Result<Option<Arc<Snapshot>>> {
         if self.owned.is_none() && self.answers.try_recv().is_ok() {
-            self.owned = Owned::open(&self.dir, &self.site, self.options).ok();
+            let client = Client::connect_or_start(&self.dir, &self.site);
+            self.owned =
+                client.and_then(|client| Owned::new(client, &self.dir, &self.site, self.options)).ok();
         }
         match &mut self.owned {
             Some(owned) => owned.next(),

@@ -1,7 +1,7 @@
 //! Limits as this program knows them: what it set, what it suspended, what it can undo, and what it knows
 //! before the next snapshot does.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{
     app::{Message, Tone},
@@ -79,6 +79,8 @@ pub struct Book {
     wanted: HashMap<LimitId, Rates>,
     pending: BTreeMap<u64, Purpose>,
     number: u64,
+    /// What the owner had to tell with limits.
+    told: HashSet<String>,
 }
 
 impl Book {
@@ -93,6 +95,7 @@ impl Book {
             wanted: HashMap::new(),
             pending: BTreeMap::new(),
             number: 0,
+            told: HashSet::new(),
         }
     }
 
@@ -306,14 +309,15 @@ impl Book {
             (Purpose::Undo(undo), report) => said = self.undone(undo, report, said),
             _ => {}
         }
-        match notices.as_slice() {
-            [] => Message::new(Tone::Good, said),
-            // What was not as wished comes first: the line may be cut.
-            notices => {
-                let notices: Vec<_> = notices.iter().map(|notice| escape(notice)).collect();
-                Message::new(Tone::Warning, format!("{}; {said}", notices.join("; ")))
-            }
-        }
+        // What was not as wished comes first: the line may be cut. What was told before comes last.
+        let text =
+            |notices: &[String]| notices.iter().map(|notice| escape(notice)).collect::<Vec<_>>().join("; ");
+        let (new, known): (Vec<_>, Vec<_>) =
+            notices.into_iter().partition(|notice| self.told.insert(notice.clone()));
+        let tone = if new.is_empty() { Tone::Good } else { Tone::Warning };
+        let parts = [text(&new), said, text(&known)];
+        let parts: Vec<_> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+        Message::new(tone, parts.join("; "))
     }
 
     fn undone(&mut self, undo: Undo, report: Option<Box<LimitReport>>, said: String) -> String {

@@ -13,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
         trial("foreign::stays_beside_ebpf", beside("ebpf", "ebpf")),
         trial("foreign::stays_beside_nftables", beside("nftables", "nftables")),
         trial("foreign::stays_beside_htb", beside("tc_htb", "ifb_tc")),
+        trial("foreign::an_exclusive_program_is_a_reason", exclusive),
         trial("foreign::a_root_qdisc_is_a_reason", |scene| is_a_reason(scene, "tc_htb", ROOT)),
         trial("foreign::a_tree_that_is_removed_is_made_again", removed),
         trial("foreign::an_ifb_in_trouble_is_mended", ifb_in_trouble),
@@ -182,6 +183,30 @@ fn is_a_reason(scene: &Scene, backend: &str, device: AtTheDevice) -> Result<Find
     for line in [device.end, "ip link del theirs-1"] {
         run(&scene.lab.client, line)?;
     }
+    Ok(Finding::Holds)
+}
+
+/// Where a program admits no other, eBPF can't be had, and what is asked for without a name goes to another backend.
+fn exclusive(scene: &Scene) -> Result<Finding> {
+    let alone = Exclusive::new(scene.cgroup().path())?;
+    let pair = Pair::new(scene)?;
+    let (status, output) = scene.call(&format!("limit {} -u 1M --upload-backend ebpf", pair.target()))?;
+    let said = output.messages();
+    ensure!(status.code() == Some(5) && said.contains("admits no other"), "{status}: {said}");
+    let mut call = scene.start(&format!("limit {}", pair.limit(RATE)))?;
+    let (since, _) = call.await_message("limited")?;
+    pair.ensure_held(since, RATE)?;
+    for (direction, held) in scene.report(&pair.target())?.directions.iter() {
+        let backend = held.as_ref().map(|held| held.backend.as_str());
+        ensure!(backend == Some("nftables"), "{direction} is held by {backend:?}");
+    }
+    call.process().signal(nix::sys::signal::Signal::SIGINT);
+    let (status, output) = call.finish()?;
+    let said = output.messages();
+    let told = said.contains("ebpf") && said.contains("admits no other");
+    ensure!(status.success() && told, "{status}: the reason is not told: {said}");
+    scene.await_no_helpers(5.0)?;
+    drop(alone);
     Ok(Finding::Holds)
 }
 

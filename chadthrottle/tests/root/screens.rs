@@ -27,6 +27,7 @@ pub fn trials() -> Vec<Trial> {
         trial_of("screens::another_backend", another_backend),
         trial_of("screens::tui_limits_a_connection", tui_limits_a_connection),
         trial_of("screens::tui_says_that_the_owner_is_stopped", tui_says_that_the_owner_is_stopped),
+        trial_of("screens::tui_begins_while_the_owner_is_stopped", tui_begins_while_the_owner_is_stopped),
         trial_of("screens::tui_finds_another_owner", tui_finds_another_owner),
         trial_of("screens::a_limit_that_does_not_hold", a_limit_that_does_not_hold),
     ]
@@ -315,6 +316,33 @@ fn tui_says_that_the_owner_is_stopped(scene: &Scene) -> Result<()> {
     eprintln!("said after {taken:.1} s, left after {left:.1} s");
     let ended = now();
     pair.ensure_free(ended, 10.0)?;
+    ensure_no_limit(scene)
+}
+
+/// The screens count themselves as well as they can, and leave it to the owner as soon as that goes on.
+fn tui_begins_while_the_owner_is_stopped(scene: &Scene) -> Result<()> {
+    let pair = Pair::new(scene)?;
+    let pid = pair.client.pid();
+    let limit = scene.start(&format!("limit {} -d {RATE}", pair.target()))?;
+    limit.await_message("limited")?;
+    let owner = scene.owner()?;
+    let stop = |signal| {
+        nix::sys::signal::kill(owner, signal).map_err(|error| Error::failed(format!("{signal}: {error}")))
+    };
+    stop(Signal::SIGSTOP)?;
+    let mut session = screens(scene);
+    session.see("only TCP is counted");
+    stop(Signal::SIGCONT)?;
+    session.until("the owner's figures", |text| {
+        // With rates its row is the first.
+        let fast = number_below(text, pid, "↑/s").is_some_and(|rate| rate > 2.0 * RATE);
+        fast && !text.contains("only TCP is counted") && number_below(text, pid, "↓ LIMIT") == Some(RATE)
+    });
+    session.press("r");
+    session.see("removed the limit");
+    session.press("q");
+    let status = session.end();
+    ensure!(status.success(), "the screens ended with {status}");
     ensure_no_limit(scene)
 }
 

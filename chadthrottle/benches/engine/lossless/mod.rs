@@ -1,5 +1,6 @@
 //! Limits side by side over lines of several lengths: how near to the limit, and what is sent twice for it.
 
+mod beside;
 mod design;
 mod page;
 
@@ -56,6 +57,8 @@ pub struct Outcome {
     fairness: f64,
     /// Payload received in the best second.
     most: f64,
+    /// How long a packet waits in the limit's queue, milliseconds, median; `None`: it has none.
+    wait: Option<f64>,
 }
 
 impl Outcome {
@@ -122,7 +125,14 @@ pub fn measure(full: bool, folder: Option<&Path>) -> Result<()> {
         }
         chadthrottle::selftest::interrupt::check()?;
     }
-    page::write(&outcomes, folder)
+    let beside = beside::measure()?;
+    page::write(&outcomes, &beside, folder)
+}
+
+/// Only what a limit costs traffic that has none.
+pub fn measure_beside() -> Result<()> {
+    print!("{}", page::beside(&beside::measure()?));
+    Ok(())
 }
 
 fn run(cell: &Cell) -> Result<Outcome> {
@@ -146,6 +156,14 @@ fn run(cell: &Cell) -> Result<Outcome> {
     let since = limit.since();
     let second = sent(sender, &runs, since + 1.0)?;
     let end_time = since + 2.0 + f64::from(MEASURED);
+    let mut waits = Vec::new();
+    for second in 0..MEASURED {
+        sleep_until(since + 2.5 + f64::from(second))?;
+        if cell.design == Design::Ours && cell.direction == Direction::Download {
+            let report = scene.report(&format!("pid:{}", client.pid()))?;
+            waits.extend(report.directions.download.and_then(|held| held.counters.queue_us));
+        }
+    }
     let end = sent(sender, &runs, end_time)?;
     let meter = receiver.meter_at(end_time)?;
     let rates: Vec<f64> =
@@ -164,6 +182,7 @@ fn run(cell: &Cell) -> Result<Outcome> {
         fairness: rates.iter().copied().fold(f64::INFINITY, f64::min)
             / rates.iter().copied().fold(1.0, f64::max),
         most: (0..MEASURED).map(of_second).fold(0.0, f64::max),
+        wait: (!waits.is_empty()).then(|| median(waits.into_iter().map(|us| us as f64 / 1e3))),
     };
     limit.end()?;
     Ok(outcome)

@@ -4,14 +4,15 @@ use std::{fmt::Write, fs, path::Path};
 
 use chadthrottle::{Error, Kind, Result};
 
-use super::{Cell, Design, Outcome, middle};
+use super::{Cell, Design, Outcome, beside::Beside, middle};
 
 const HEAD: &str = "\
 A limit is set two seconds into a transfer at full speed, and measured for eight seconds from two seconds after. *goodput*: \
 payload that was received, as a share of the limit; a limit counts IP bytes, of which full packets carry 0.965 as \
 payload: that is the ceiling. *off*: distance from it. *again*: the part of the sender's bytes that it sent twice, from \
 one second after the limit on; *with start*: from the limit on. *fair*: the slowest connection's share of the fastest one's. \
-*best second*: the most that was received in one second, as a share of the limit. The line between the \
+*best second*: the most that was received in one second, as a share of the limit. *wait*: how long a packet waits in our queue, \
+median, in milliseconds. The line between the \
 two namespaces carries twelve times the limit, 150 MB/s at most, with a buffer of 100 ms; at a round trip of 0 it is a pair of \
 virtual devices. *nft by hand* drops what is over the rate, as most tools do; *HTB by hand* is one class, on download \
 behind an IFB, with `tc`'s defaults.
@@ -21,8 +22,8 @@ behind an IFB, with `tc`'s defaults.
 ";
 
 const COLUMNS: &str = "\
-| held by | direction | limit MB/s | round trip ms | connections | control | goodput | off | again | with start | fair | best second |
-|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|
+| held by | direction | limit MB/s | round trip ms | connections | control | goodput | off | again | with start | fair | best second | wait |
+|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|
 ";
 
 const WHY: &str = "
@@ -32,11 +33,22 @@ stop carried 0.35 to 0.76 of the limit). *With start*, on a long line, is what b
 and sends again afterwards.
 ";
 
+const BESIDE: &str = "
+## Traffic without a limit, beside one
+
+One connection of a process without a limit, as fast as it goes over a pair of virtual devices (the processor is what \
+bounds it, so that every instruction on its way counts), while another process downloads: by itself at 1 MB/s, and held to \
+0.5 MB/s, in turn. *share*: with the limit, of that without; median of nine pairs, and without the lowest and the highest.
+
+| direction | without, MB/s | share | |
+|---|--:|--:|--:|
+";
+
 /// A line of the table.
 pub fn row(outcome: &Outcome) -> String {
     let Cell { design, direction, rate, flows, congestion, round_trip_ms } = outcome.cell;
     format!(
-        "| {} | {direction} | {} | {round_trip_ms} | {flows} | {congestion} | {:.3} | {:.3} | {:.2} % | {:.2} % | {:.2} | {:.2} |",
+        "| {} | {direction} | {} | {round_trip_ms} | {flows} | {congestion} | {:.3} | {:.3} | {:.2} % | {:.2} % | {:.2} | {:.2} | {} |",
         design.name(),
         rate as f64 / 1e6,
         outcome.goodput,
@@ -45,11 +57,21 @@ pub fn row(outcome: &Outcome) -> String {
         outcome.again_with_start * 100.0,
         outcome.fairness,
         outcome.most,
+        outcome.wait.map(|wait| format!("{wait:.0}")).unwrap_or_default(),
     )
 }
 
+/// The section about traffic without a limit.
+pub fn beside(measured: &[Beside]) -> String {
+    let mut text = BESIDE.to_owned();
+    for Beside { direction, free, share, spread: (least, most) } in measured {
+        let _ = writeln!(text, "| {direction} | {:.0} | {share:.3} | {least:.3} to {most:.3} |", free / 1e6);
+    }
+    text
+}
+
 /// Prints the page, and writes it with its plot.
-pub fn write(outcomes: &[Outcome], folder: Option<&Path>) -> Result<()> {
+pub fn write(outcomes: &[Outcome], beside: &[Beside], folder: Option<&Path>) -> Result<()> {
     let mut page = format!(
         "# Limits side by side\n\nWritten by `cargo xtask bench --only lossless --full`. {}\n\n{HEAD}{COLUMNS}",
         crate::page::machine()
@@ -66,6 +88,7 @@ pub fn write(outcomes: &[Outcome], folder: Option<&Path>) -> Result<()> {
         page.push('\n');
     }
     page += WHY;
+    page += &self::beside(beside);
     println!("{page}");
     let Some(folder) = folder else { return Ok(()) };
     for (name, text) in [("lossless.md", page), ("lossless.svg", plot(outcomes))] {

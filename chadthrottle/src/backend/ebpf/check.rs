@@ -342,7 +342,10 @@ fn untagged(records: &HashMap<u64, SocketRecord>) -> Option<Escape> {
         .count();
     (count > 0).then(|| Escape {
         kind: EscapeKind::UntaggedSocket,
-        message: format!("it got {count} open sockets from somewhere else, not limited until now"),
+        message: format!(
+            "it got {count} open socket{} from somewhere else, which no limit held before",
+            if count == 1 { "" } else { "s" }
+        ),
     })
 }
 

@@ -203,8 +203,18 @@ pub fn attach_cgroup_skb(program: &CgroupSkb, cgroup: &File, hook: CgroupHook) -
 }
 
 fn attach(program: BorrowedFd<'_>, cgroup: &File, hook: CgroupHook) -> Result<OwnedFd> {
-    sys::attach_to_cgroup(program, cgroup.as_fd(), hook)
-        .context(format!("attach an eBPF program to the cgroup ({hook:?} hook)"))
+    let doing = format!("attach an eBPF program to the cgroup ({hook:?} hook)");
+    sys::attach_to_cgroup(program, cgroup.as_fd(), hook).map_err(|cause| match cause.raw_os_error() {
+        // Whoever may load programs may attach them.
+        Some(libc::EPERM) => Error::new(
+            Kind::NoBackend,
+            format!(
+                "{doing}: a program that was attached there, or further up, admits no other beside it \
+                 ('bpftool cgroup tree' lists them; those without the flag 'multi')"
+            ),
+        ),
+        _ => Error::caused(Kind::Failed, doing, &cause),
+    })
 }
 
 /// A map of the loaded object, by its name.

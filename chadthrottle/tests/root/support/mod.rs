@@ -21,7 +21,7 @@ pub use chadthrottle::{
 };
 pub use machine::Machine;
 pub use pair::Pair;
-pub use pins::Pins;
+pub use pins::{Exclusive, Pins};
 pub use scene::{Limit, Scene, TCP_PORT, await_full_speed, ensure_held, full_speed, received};
 
 use std::{

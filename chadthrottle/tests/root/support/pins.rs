@@ -20,6 +20,8 @@ use crate::support::Error;
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_OBJ_PIN: libc::c_int = 6;
+const BPF_PROG_ATTACH: libc::c_int = 8;
+const BPF_PROG_DETACH: libc::c_int = 9;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_PROG_TYPE_CGROUP_SKB: u32 = 8;
@@ -50,6 +52,51 @@ struct Obj {
     file_flags: u32,
 }
 
+/// The same for BPF_PROG_ATTACH and BPF_PROG_DETACH.
+#[repr(C)]
+struct Attach {
+    target_fd: u32,
+    attach_bpf_fd: u32,
+    attach_type: u32,
+    attach_flags: u32,
+}
+
+/// A program that lets everything pass, attached to a cgroup so that no other can be beside it or below; it ends with
+/// this.
+pub struct Exclusive {
+    cgroup: File,
+    program: OwnedFd,
+}
+
+impl Exclusive {
+    /// Attaches it.
+    pub fn new(cgroup: &Path) -> Result<Self> {
+        let failed = |cause: io::Error| Error::failed(format!("attach a program alone: {cause}"));
+        let program =
+            load(&[instruction(0xb7, 0, 0, 0, 1), instruction(0x95, 0, 0, 0, 0)]).map_err(failed)?;
+        let exclusive = Self { cgroup: File::open(cgroup).map_err(failed)?, program };
+        bpf(BPF_PROG_ATTACH, &mut exclusive.attach()).map_err(failed)?;
+        Ok(exclusive)
+    }
+
+    fn attach(&self) -> Attach {
+        Attach {
+            target_fd: self.cgroup.as_raw_fd() as u32,
+            attach_bpf_fd: self.program.as_raw_fd() as u32,
+            attach_type: CgroupHook::Egress as u32,
+            attach_flags: 0,
+        }
+    }
+}
+
+impl Drop for Exclusive {
+    fn drop(&mut self) {
+        if let Err(error) = bpf(BPF_PROG_DETACH, &mut self.attach()) {
+            eprintln!("detach the program that was alone: {error}");
+        }
+    }
+}
+
 /// The pinned objects; they end with it.
 pub struct Pins {
     bpffs: OwnedFd,
@@ -64,14 +111,7 @@ impl Pins {
             Self { bpffs: mount_bpffs().map_err(failed)?, cgroup: File::open(cgroup).map_err(failed)? };
         let mut map = MapCreate { map_type: BPF_MAP_TYPE_ARRAY, key_size: 4, value_size: 8, max_entries: 1 };
         let map = owned(bpf(BPF_MAP_CREATE, &mut map)).map_err(failed)?;
-        let instructions = counting(&map);
-        let mut load = ProgLoad {
-            prog_type: BPF_PROG_TYPE_CGROUP_SKB,
-            insn_cnt: instructions.len() as u32,
-            insns: instructions.as_ptr() as u64,
-            license: c"GPL".as_ptr() as u64,
-        };
-        let program = owned(bpf(BPF_PROG_LOAD, &mut load)).map_err(failed)?;
+        let program = load(&counting(&map)).map_err(failed)?;
         let link =
             attach_to_cgroup(program.as_fd(), pins.cgroup.as_fd(), CgroupHook::Egress).map_err(failed)?;
         for (name, object) in [("map", map), ("program", program), ("link", link)] {
@@ -124,11 +164,22 @@ impl Pins {
     }
 }
 
+fn load(instructions: &[u64]) -> io::Result<OwnedFd> {
+    let mut load = ProgLoad {
+        prog_type: BPF_PROG_TYPE_CGROUP_SKB,
+        insn_cnt: instructions.len() as u32,
+        insns: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+    };
+    owned(bpf(BPF_PROG_LOAD, &mut load))
+}
+
+fn instruction(code: u64, target: u64, source: u64, offset: i16, value: i32) -> u64 {
+    code | target << 8 | source << 12 | u64::from(offset as u16) << 16 | u64::from(value as u32) << 32
+}
+
 /// `++map[0]; return 1`.
 fn counting(map: &OwnedFd) -> [u64; 11] {
-    let instruction = |code: u64, target: u64, source: u64, offset: i16, value: i32| {
-        code | target << 8 | source << 12 | u64::from(offset as u16) << 16 | u64::from(value as u32) << 32
-    };
     [
         instruction(0x62, 10, 0, -4, 0),
         instruction(0xbf, 2, 10, 0, 0),
