@@ -171,11 +171,21 @@ impl Holder {
                     self.cgroup.display()
                 ),
             });
+            let mut otherwise = Vec::new();
             for held in self.held.values_mut() {
+                let records = look.records(held.key);
                 held.found.extend(detached.clone());
-                held.found.extend(untagged(&look.records(held.key)));
+                held.found.extend(untagged(&records));
+                let covered =
+                    |record: &&SocketRecord| held.narrowing.covers(record.remote, record.remote_port as u16);
+                if self.queue.settle(held.key, records.values().filter(covered)) {
+                    otherwise.push(held.key);
+                }
             }
             self.look = Some(look);
+            for key in otherwise {
+                self.write_class(key)?;
+            }
         }
         self.look.as_mut().ok_or_else(|| Error::failed("look at the limited processes"))
     }
@@ -229,7 +239,7 @@ impl Holder {
             escapes.extend(self.foreign(id, pid, direction));
         }
         let rungs = match direction {
-            Direction::Download => self.queue.rungs(records.values()),
+            Direction::Download => self.queue.rungs(key, records.values()),
             Direction::Upload => {
                 let late = self.loaded.degraded.iter().find(|what| what.contains("paced"));
                 let everywhere = Rung { device: None, kind: RungKind::PacingBucket, reason: late.cloned() };

@@ -9,7 +9,7 @@ mod place;
 mod probe;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -61,6 +61,10 @@ const COUNT_EVERY: Duration = Duration::from_millis(400);
 /// How often it is looked whether everything is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
+/// Why a limit has no queue although its devices have one.
+const SPREAD: &str =
+    "the limit holds sockets of several network namespaces, whose packets can wait together only in fq";
+
 /// The best there is on a device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Rung {
@@ -93,6 +97,9 @@ pub(super) struct Queue {
     places: BTreeMap<u64, Place>,
     /// By key of the limit.
     classes: BTreeMap<u64, Class>,
+    /// Limits whose packets arrive in several network namespaces, each of which has an HTB of its own: all of them
+    /// together would let that many times the rate pass.
+    spread: BTreeSet<u64>,
     last_minor: u16,
     /// Limits whose classes hold less since the last look, by key.
     shortened: Vec<u64>,
@@ -150,7 +157,29 @@ impl Queue {
                 place.give_up_queue(error);
             }
         }
-        id
+        self.class(key)
+    }
+
+    /// The class in which a limit's packets wait; 0: its bucket alone holds them.
+    pub fn class(&self, key: u64) -> u32 {
+        let class = self.classes.get(&key).filter(|_| !self.spread.contains(&key));
+        class.map_or(0, |class| class.id)
+    }
+
+    /// Takes in where a limit's packets arrive. True when its class is another from now on.
+    pub fn settle<'a>(&mut self, key: u64, records: impl IntoIterator<Item = &'a SocketRecord>) -> bool {
+        // Times are of one clock for all namespaces.
+        if self.timed() || !self.classes.contains_key(&key) {
+            return false;
+        }
+        let crossed_a_line = |record: &&SocketRecord| ![0, LOOPBACK].contains(&record.device);
+        let mut namespaces = records.into_iter().filter(crossed_a_line).map(|record| record.namespace);
+        let first = namespaces.next();
+        if namespaces.any(|other| Some(other) != first) {
+            self.spread.insert(key)
+        } else {
+            self.spread.remove(&key)
+        }
     }
 
     fn free_class(&mut self) -> Option<u32> {
@@ -174,6 +203,7 @@ impl Queue {
     /// debt with; where packets carry their time they wait on.
     pub fn release(&mut self, key: u64, ahead: u64) {
         let Some(class) = self.classes.remove(&key) else { return };
+        self.spread.remove(&key);
         let wait = if self.timed() { ahead as f64 / class.rate.max(1) as f64 } else { 0.0 };
         let wait = Duration::from_secs_f64(wait.min(START_SECONDS as f64));
         self.released.push((Instant::now() + wait + LINGER, class.id));
@@ -222,22 +252,29 @@ impl Queue {
             .is_some_and(|equipped| equipped.rung >= Rung::Window)
     }
 
-    /// How each device is equipped at which these sockets' packets arrive.
-    pub fn rungs<'a>(&self, records: impl IntoIterator<Item = &'a SocketRecord>) -> Vec<model::Rung> {
+    /// How each device is equipped at which these sockets' packets arrive; they are a limit's.
+    pub fn rungs<'a>(
+        &self,
+        key: u64,
+        records: impl IntoIterator<Item = &'a SocketRecord>,
+    ) -> Vec<model::Rung> {
         let mut rungs = BTreeMap::new();
         for record in records.into_iter().filter(|record| record.device != 0) {
-            rungs.entry((record.namespace, record.device)).or_insert_with(|| self.rung(record));
+            rungs.entry((record.namespace, record.device)).or_insert_with(|| self.rung(key, record));
         }
         rungs.into_values().collect()
     }
 
-    fn rung(&self, record: &SocketRecord) -> model::Rung {
+    fn rung(&self, key: u64, record: &SocketRecord) -> model::Rung {
         let device = record.device;
         let place = self.places.get(&u64::from(record.namespace));
         if let Some(equipped) = place.and_then(|place| place.devices.get(&device)) {
             let (kind, reason) = match (equipped.rung, &self.times) {
                 (Rung::Bucket, _) => (RungKind::Bucket, Some(equipped.reasons.join("; "))),
                 (Rung::Window, _) => (RungKind::WindowBucket, Some(equipped.reasons.join("; "))),
+                (Rung::Queue, _) if self.spread.contains(&key) => {
+                    (RungKind::WindowBucket, Some(SPREAD.into()))
+                }
                 (Rung::Queue, Some(Err(error))) => (RungKind::IfbHtbWindow, Some(error.to_string())),
                 (Rung::Queue, _) => (RungKind::IfbFqWindow, None),
             };

@@ -62,11 +62,12 @@ impl Holder {
         if direction == Direction::Download && rate != 0 {
             let mut records = self.walk_those(&self.processes_of(id)?)?;
             self.queue.choose(&mut self.loaded);
-            let class_id = self.queue.set(key, rate);
+            self.queue.set(key, rate);
             self.queue.see(&mut self.loaded, &records);
             if let Some(held) = self.held.get(&id) {
                 records.retain(|record| held.narrowing.covers(record.remote, record.remote_port as u16));
             }
+            self.queue.settle(key, &records);
             config.queue_us = QUEUE_US;
             if held_before.is_none() {
                 self.expect_flows(key, &records)?;
@@ -78,7 +79,7 @@ impl Holder {
                 self.write_config(direction, config)?;
                 self.await_lower_windows(&records);
             }
-            config.class_id = class_id;
+            config.class_id = self.queue.class(key);
         }
         self.write_config(direction, config)?;
         if direction == Direction::Download {
@@ -181,6 +182,21 @@ impl Holder {
                 break;
             }
         }
+    }
+
+    /// Leads the packets of a download limit to its class, or no more.
+    pub(in super::super) fn write_class(&mut self, key: u64) -> Result<()> {
+        let direction = Direction::Download;
+        let class_id = self.queue.class(key);
+        let config = self.config(key)?[direction.index()];
+        self.write_config(direction, CgroupThrottleConfig { class_id, ..config })?;
+        let bucket = TokenBucket { class_id, ..self.bucket(key, direction)? };
+        self.loaded.change_bucket(&BucketChange {
+            id: key,
+            direction: direction.index() as u64,
+            shift: 0,
+            bucket,
+        })
     }
 
     /// Classes that have settled hold less.
