@@ -41,7 +41,7 @@ const PROMISES: &[Promise] = &[
     ("terminated_owner", cleanup::terminated_owner),
     ("stopped_owner", cleanup::stopped_owner),
     ("end_of_the_target", cleanup::end_of_the_target),
-    ("exact_at_100_kb", accuracy::hundred_kilobytes),
+    ("exact_at_100_kb", accuracy::hundred_kilobytes_passed),
     ("udp_senders_see_no_error", udp),
 ];
 
