@@ -14,7 +14,7 @@ use chadthrottle::{
     },
 };
 
-use crate::{page, stats::median, support::Scene, worker::Worker};
+use crate::{page, ping::ECHO_PORT, stats::median, support::Scene, worker::Worker};
 
 /// The load at which processor time is measured, bytes/s, and a limit that it never reaches.
 const LOAD: u64 = 50_000_000;
@@ -33,10 +33,8 @@ const WINDOW: f64 = 2.0;
 const SETTLE: f64 = 0.7;
 /// Seconds over which a limit's accuracy is measured.
 const HELD: f64 = 8.0;
-/// Pings of a measurement.
-const PINGS: &str = "300";
-/// Where pings are answered.
-const ECHO_PORT: u16 = 5010;
+/// How long pings are sent for a measurement, in ms.
+const PINGS: u32 = 700;
 
 /// What was promised of a backend: of a processor, and of a ping.
 const PROMISED: [(&str, &str, &str); 5] = [
@@ -111,7 +109,7 @@ const COLUMNS: &str = "
 - *processor*: what the whole machine works more, as a share of one processor, while one TCP connection moves a steady 50 MB/s \
 under a limit that it never reaches, less the same without a limit: median of five pairs, in brackets without the highest and the lowest. The \
 owner, which checks the limit, is in it.
-- *own ping*: what a datagram of the limited process and its answer take longer because of such a limit, median of 300, µs.
+- *own ping*: what a datagram of the limited process and its answer take longer because of such a limit, median over 0.7 s, µs.
 - *others' ping*: the same of a process without a limit, while the limited one is held to 10 MB/s, less its time while that one \
 moves 10 MB/s by itself.
 - *held*: round trip of the limited process's pings while its own transfer is held to 10 MB/s: they wait for their turn in the \
@@ -186,19 +184,14 @@ impl Cast {
     }
 }
 
-fn pings(worker: &mut Worker) -> Result<f64> {
-    let answer = worker.ask(PINGS)?;
-    answer.parse().map_err(|_| Error::failed(format!("a pinger says '{answer}'")))
-}
-
 fn run(name: &'static str, direction: Direction) -> Result<Row> {
     let mut cast = Cast::new()?;
     let (mut cpu, mut own, mut other) = (Vec::new(), Vec::new(), Vec::new());
     let unreached = cast.limit(name, direction, UNREACHED);
     for _ in 0..PAIRS {
-        let free = (busy_at(&mut cast, direction)?, pings(&mut cast.own)?);
+        let free = (busy_at(&mut cast, direction)?, cast.own.median_us(PINGS)?);
         let limit = cast.scene.limit(&unreached)?;
-        let held = (busy_at(&mut cast, direction)?, pings(&mut cast.own)?);
+        let held = (busy_at(&mut cast, direction)?, cast.own.median_us(PINGS)?);
         limit.end()?;
         cpu.push(held.0 - free.0);
         own.push(held.1 - free.1);
@@ -207,7 +200,7 @@ fn run(name: &'static str, direction: Direction) -> Result<Row> {
     let (mut full, mut share) = (Vec::new(), Vec::new());
     for pair in 0..PAIRS / 2 {
         cast.load(direction, LIMIT)?;
-        let free = pings(&mut cast.other)?;
+        let free = cast.other.median_us(PINGS)?;
         cast.rest()?;
         let run = cast.load(direction, 0)?;
         let limit = cast.scene.limit(&holding)?;
@@ -219,8 +212,8 @@ fn run(name: &'static str, direction: Direction) -> Result<Row> {
             // Full packets, with the timestamp option.
             share.push(payload * 1500.0 / 1448.0 / LIMIT as f64);
         }
-        other.push(pings(&mut cast.other)? - free);
-        full.push(pings(&mut cast.own)?);
+        other.push(cast.other.median_us(PINGS)? - free);
+        full.push(cast.own.median_us(PINGS)?);
         limit.end()?;
         cast.rest()?;
     }

@@ -9,6 +9,9 @@ use std::{
 
 use crate::stats::median;
 
+/// Where pings are answered.
+pub const ECHO_PORT: u16 = 5010;
+
 /// Payload of a ping, in bytes.
 const SIZE: usize = 64;
 /// From one ping to the next.
@@ -27,7 +30,7 @@ pub fn echo(address: &str) -> io::Result<()> {
     }
 }
 
-/// To each line with a number: so many pings, and the median of their round trips in µs.
+/// To each line with a number: pings for so many milliseconds, and the median of their round trips in µs.
 pub fn pinger(address: &str) -> io::Result<()> {
     let to: SocketAddr = address.parse().map_err(io::Error::other)?;
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
@@ -36,9 +39,10 @@ pub fn pinger(address: &str) -> io::Result<()> {
     println!("ready");
     let mut number = 0_u64;
     for line in io::stdin().lines() {
-        let count: u32 = line?.parse().map_err(io::Error::other)?;
+        let time = Duration::from_millis(line?.parse().map_err(io::Error::other)?);
+        let start = Instant::now();
         let mut trips = Vec::new();
-        for _ in 0..count {
+        while trips.is_empty() || start.elapsed() < time {
             number += 1;
             trips.push(ping(&socket, number)?.as_secs_f64() * 1e6);
             thread::sleep(PAUSE);

@@ -63,7 +63,7 @@ impl Worker {
         Self::spawn(place, &["echo", address]).map(|(worker, _)| worker)
     }
 
-    /// Answers a number with the median of so many round trips to `address`, in µs.
+    /// Answers a number with the median round trip to `address` in so many milliseconds, in µs.
     pub fn pinger(place: Place<'_>, address: &str) -> Result<Self> {
         Self::spawn(place, &["pinger", address]).map(|(worker, _)| worker)
     }
@@ -79,6 +79,12 @@ impl Worker {
         let mut worker = Self { child, stdin, stdout: BufReader::new(stdout) };
         let line = worker.answer()?;
         Ok((worker, line))
+    }
+
+    /// A pinger's median round trip in the next `ms` milliseconds, in µs.
+    pub fn median_us(&mut self, ms: u32) -> Result<f64> {
+        let answer = self.ask(&ms.to_string())?;
+        answer.parse().map_err(|_| Error::failed(format!("a pinger says '{answer}'")))
     }
 
     /// Its process.

@@ -76,11 +76,13 @@ fn download(scene: &Scene, rate: u64, flows: u32, congestion: &str, version: Ver
     let goodput = received(&client, run, since + settled + 1.0, since + settled + 8.0)? / rate as f64;
     let switched = start.1 - before.1;
     let again = (end.1 - start.1) / (end.0 - start.0);
+    // A sender repeats what the line itself lost, before the limit, whoever limits it.
+    let caused = end.1 - scene.lost_payload() as f64;
     eprintln!(
         "{rate} B/s, {flows} flows, {congestion}: goodput {goodput:.4}, sent again {again:.5}, \
-         while switching {:.0} KB, first second {first:.3}, lost by the line {}",
+         while switching {:.0} KB, first second {first:.3}, in all {:.0} KB more than the line lost",
         switched / 1e3,
-        scene.lost(),
+        caused / 1e3,
     );
     // A lone bbr flow on a long line stops every ten seconds, to look how long the line is.
     let least = if flows == 1 && congestion == "bbr" { 0.89 } else { 0.92 };

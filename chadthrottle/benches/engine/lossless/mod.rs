@@ -8,18 +8,24 @@ use std::path::Path;
 
 use chadthrottle::{
     Result,
+    kernel::{
+        netns::Namespace,
+        sock_diag::{Protocol, SockDiag},
+    },
     model::Direction,
     selftest::{
         lab::Version,
-        process::{Traffic, sleep_until},
+        process::{Place, Traffic, sleep_until},
         traffic::now,
     },
 };
 
 use self::design::Design;
 use crate::{
+    ping::ECHO_PORT,
     stats::median,
     support::{Scene, has_congestion_control, relay::Line},
+    worker::Worker,
 };
 
 /// What the line carries, as a multiple of the limit.
@@ -27,9 +33,17 @@ const LINE: u64 = 12;
 /// And at most, bytes/s: more than this machine moves through it without taking part in the result.
 const FASTEST_LINE: u64 = 150_000_000;
 
-/// How long a transfer runs before the limit, and how long after it is measured, in seconds.
+/// How long a transfer runs before the limit, in seconds.
 const BEFORE: f64 = 2.0;
+/// How long after the limit it is measured, and from when on: over a cable, and over a line with a length. There a
+/// receiver has up to a second of the line's full speed waiting behind gaps when the limit comes, and is handed
+/// that when they are filled: after the limit, but not through it.
 const MEASURED: u32 = 8;
+const SETTLED: f64 = 2.0;
+const SETTLED_LINE: f64 = 4.0;
+
+/// How long pings are sent in every second of it, in ms.
+const PINGING_MS: u32 = 500;
 
 /// One cell of the matrix.
 #[derive(Clone, Copy, Debug)]
@@ -47,18 +61,24 @@ pub struct Cell {
 #[derive(Clone, Copy, Debug)]
 pub struct Outcome {
     cell: Cell,
-    /// Payload received from two seconds after the limit on.
+    /// Payload received while it was measured.
     goodput: f64,
+    /// IP bytes that the limit let through in that time, as it counts them; `None`: it does not.
+    passed: Option<f64>,
     /// Of the bytes sent from one second after the limit on, those that were sent again.
     again: f64,
-    /// The same from the limit on.
-    again_with_start: f64,
+    /// What was sent again in all, beyond what the line itself had lost, as a share of what was sent from the limit on.
+    caused: f64,
     /// The slowest connection's share of the fastest one's.
     fairness: f64,
     /// Payload received in the best second.
     most: f64,
     /// How long a packet waits in the limit's queue, milliseconds, median; `None`: it has none.
     wait: Option<f64>,
+    /// Round trip of the limited connections, as their senders see it, milliseconds, median.
+    round_trip: f64,
+    /// What a ping of a process without a limit takes longer than before all traffic, milliseconds, medians.
+    ping: f64,
 }
 
 impl Outcome {
@@ -140,6 +160,8 @@ fn run(cell: &Cell) -> Result<Outcome> {
         0 => Scene::new()?,
         ms => Scene::over(Line::new(ms, (cell.rate * LINE).min(FASTEST_LINE)))?,
     };
+    let mut neighbour = Neighbour::new(&scene)?;
+    let alone = neighbour.ping()?;
     let server = scene.server()?;
     let way = if cell.direction == Direction::Upload { "put" } else { "get" };
     let runs: Vec<u64> = (0..cell.flows).map(|_| scene.run()).collect();
@@ -149,43 +171,88 @@ fn run(cell: &Cell) -> Result<Outcome> {
         .collect();
     let client = scene.client(&connections)?;
     sleep_until(now() + BEFORE)?;
-    let (sender, receiver) =
-        if cell.direction == Direction::Upload { (&client, &server) } else { (&server, &client) };
-    let start = sent(sender, &runs, now())?;
+    let (sender, receiver, namespace) = match cell.direction {
+        Direction::Upload => (&client, &server, &scene.lab.client),
+        Direction::Download => (&server, &client, &scene.lab.server),
+    };
+    let target = format!("pid:{}", client.pid());
     let limit = cell.design.set(&scene, cell.direction, cell.rate, client.pid())?;
     let since = limit.since();
+    let start = sent(sender, &runs, since)?;
     let second = sent(sender, &runs, since + 1.0)?;
-    let end_time = since + 2.0 + f64::from(MEASURED);
-    let mut waits = Vec::new();
+    let from = since + if scene.has_line() { SETTLED_LINE } else { SETTLED };
+    let to = from + f64::from(MEASURED);
+    let passed = || match cell.design {
+        Design::Ours => scene.passed(&target, cell.direction).map(Some),
+        Design::Nft | Design::Htb => Ok(None),
+    };
+    sleep_until(from)?;
+    let passed_before = passed()?;
+    let (mut waits, mut trips, mut pings) = (Vec::new(), Vec::new(), Vec::new());
     for second in 0..MEASURED {
-        sleep_until(since + 2.5 + f64::from(second))?;
+        sleep_until(from + 0.3 + f64::from(second))?;
         if cell.design == Design::Ours && cell.direction == Direction::Download {
-            let report = scene.report(&format!("pid:{}", client.pid()))?;
+            let report = scene.report(&target)?;
             waits.extend(report.directions.download.and_then(|held| held.counters.queue_us));
         }
+        trips.push(round_trip(namespace)?);
+        pings.push(neighbour.ping()?);
     }
-    let end = sent(sender, &runs, end_time)?;
-    let meter = receiver.meter_at(end_time)?;
-    let rates: Vec<f64> =
-        runs.iter().map(|&run| meter.rate(run, since + 2.0, end_time, |totals| totals.rx)).collect();
+    let end = sent(sender, &runs, to)?;
+    let passed_after = passed()?;
+    let meter = receiver.meter_at(to)?;
+    let rates: Vec<f64> = runs.iter().map(|&run| meter.rate(run, from, to, |totals| totals.rx)).collect();
     let rate = cell.rate as f64;
     let of_second = |second: u32| {
-        let from = since + 2.0 + f64::from(second);
+        let from = from + f64::from(second);
         runs.iter().map(|&run| meter.rate(run, from, from + 1.0, |totals| totals.rx)).sum::<f64>() / rate
     };
-    let share = |from: (f64, f64)| (end.1 - from.1) / (end.0 - from.0).max(1.0);
     let outcome = Outcome {
         cell: *cell,
         goodput: rates.iter().sum::<f64>() / rate,
-        again: share(second),
-        again_with_start: share(start),
+        passed: passed_before
+            .zip(passed_after)
+            .map(|((from, before), (to, after))| (after - before) as f64 / (to - from) / rate),
+        again: (end.1 - second.1) / (end.0 - second.0).max(1.0),
+        caused: (end.1 - scene.lost_payload() as f64).max(0.0) / (end.0 - start.0).max(1.0),
         fairness: rates.iter().copied().fold(f64::INFINITY, f64::min)
             / rates.iter().copied().fold(1.0, f64::max),
         most: (0..MEASURED).map(of_second).fold(0.0, f64::max),
         wait: (!waits.is_empty()).then(|| median(waits.into_iter().map(|us| us as f64 / 1e3))),
+        round_trip: median(trips),
+        ping: median(pings) - alone,
     };
     limit.end()?;
     Ok(outcome)
+}
+
+/// A process without a limit in the limited one's namespace, and who answers it at the other end.
+struct Neighbour {
+    pinger: Worker,
+    _echo: Worker,
+}
+
+impl Neighbour {
+    fn new(scene: &Scene) -> Result<Self> {
+        let address = scene.lab.server_at(Version::V4, ECHO_PORT).to_string();
+        let place = |namespace| Place { namespace: Some(namespace), cgroup: None };
+        Ok(Self {
+            _echo: Worker::echo(place(&scene.lab.server), &address)?,
+            pinger: Worker::pinger(place(&scene.lab.client), &address)?,
+        })
+    }
+
+    /// Median round trip, in ms.
+    fn ping(&mut self) -> Result<f64> {
+        self.pinger.median_us(PINGING_MS).map(|us| us / 1e3)
+    }
+}
+
+/// Round trip of the connections that send from a namespace, in ms, median: as TCP itself smoothes it.
+fn round_trip(namespace: &Namespace) -> Result<f64> {
+    let sockets = SockDiag::open_in(namespace)?.list(&[Protocol::Tcp], true)?;
+    let senders = sockets.into_iter().filter_map(|socket| socket.tcp).filter(|tcp| tcp.bytes_sent > 0);
+    Ok(median(senders.map(|tcp| f64::from(tcp.rtt_us) / 1e3)))
 }
 
 /// Bytes that TCP had sent at a time, and those of them that were sent again.

@@ -2,35 +2,52 @@
 
 use std::{fmt::Write, fs, path::Path};
 
-use chadthrottle::{Error, Kind, Result};
+use chadthrottle::{Error, Kind, Result, model::Direction};
 
 use super::{Cell, Design, Outcome, beside::Beside, middle};
+use crate::stats::median;
 
 const HEAD: &str = "\
-A limit is set two seconds into a transfer at full speed, and measured for eight seconds from two seconds after. *goodput*: \
-payload that was received, as a share of the limit; a limit counts IP bytes, of which full packets carry 0.965 as \
-payload: that is the ceiling. *off*: distance from it. *again*: the part of the sender's bytes that it sent twice, from \
-one second after the limit on; *with start*: from the limit on. *fair*: the slowest connection's share of the fastest one's. \
-*best second*: the most that was received in one second, as a share of the limit. *wait*: how long a packet waits in our queue, \
-median, in milliseconds. The line between the \
-two namespaces carries twelve times the limit, 150 MB/s at most, with a buffer of 100 ms; at a round trip of 0 it is a pair of \
-virtual devices. *nft by hand* drops what is over the rate, as most tools do; *HTB by hand* is one class, on download \
-behind an IFB, with `tc`'s defaults.
+A limit is set two seconds into a transfer at full speed, and measured for eight seconds: from two seconds after it, or from four \
+where the line has a length (what the receiver then has waiting behind gaps, up to a second of the line, it is handed when they \
+are filled: after the limit, but not through it). The line between the two namespaces carries twelve times the limit, 150 MB/s at \
+most, with a buffer of 100 ms, which fast senders overfill; at a round trip of 0 it is a pair of virtual devices. *nft by hand* \
+drops what is over the rate, as most tools do; *HTB by hand* is one class, on download behind an IFB, with `tc`'s defaults.
+
+- *goodput*: payload that was received, as a share of the limit. A limit counts IP bytes, of which full packets carry 0.965 as \
+payload: that is the ceiling. *off*: distance from it.
+- *passed*: IP bytes that our limit let through in that time, by its own count, as a share of the limit.
+- *again*: the part of the sender's bytes that it sent twice, from one second after the limit on.
+- *caused*: all that was sent twice since the transfer began, beyond what the line itself had lost, as a part of what was sent from \
+the limit on: what the limit costs, the switch included.
+- *fair*: the slowest connection's share of the fastest one's. *best second*: the most that was received in one second, as a \
+share of the limit.
+- *wait*: how long a packet waits in our queue, median, in ms. *own trip*: round trip of the limited connections, as their \
+senders' TCP smoothes it, median, in ms.
+- *others' ping*: what a ping of a process without a limit takes longer meanwhile than without any traffic, median, in ms.
+
+Processor time is in [backends.md](backends.md).
 
 ![Sent again, by design](lossless.svg)
 
 ";
 
 const COLUMNS: &str = "\
-| held by | direction | limit MB/s | round trip ms | connections | control | goodput | off | again | with start | fair | best second | wait |
-|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|
+| held by | direction | limit MB/s | round trip ms | connections | control | goodput | off | passed | again | caused | fair | best second | wait | own trip | others' ping |
+|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+";
+
+const SHORT: &str = "\
+## In short
+
+| held by | direction | cells | goodput | off, median | again, median | most | caused, median | most | fair, median | best second, most | others' ping, most |
+|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|
 ";
 
 const WHY: &str = "
 What is known to cost: bbr all but stops for 200 ms and a round trip every ten seconds, to measure the round trip. The queue of \
 50 ms runs empty meanwhile; a twelfth of a second is caught up with afterwards (before that was so, half a second with such a \
-stop carried 0.35 to 0.76 of the limit). *With start*, on a long line, is what bbr lost on the line itself before the limit, \
-and sends again afterwards.
+stop carried 0.35 to 0.76 of the limit).
 ";
 
 const BESIDE: &str = "
@@ -48,17 +65,58 @@ bounds it, so that every instruction on its way counts), while another process d
 pub fn row(outcome: &Outcome) -> String {
     let Cell { design, direction, rate, flows, congestion, round_trip_ms } = outcome.cell;
     format!(
-        "| {} | {direction} | {} | {round_trip_ms} | {flows} | {congestion} | {:.3} | {:.3} | {:.2} % | {:.2} % | {:.2} | {:.2} | {} |",
+        "| {} | {direction} | {} | {round_trip_ms} | {flows} | {congestion} | {:.3} | {:.3} | {} | {:.2} % | {:.2} % | {:.2} | \
+         {:.2} | {} | {:.1} | {:+.2} |",
         design.name(),
         rate as f64 / 1e6,
         outcome.goodput,
         outcome.distance(),
+        outcome.passed.map(|passed| format!("{passed:.3}")).unwrap_or_default(),
         outcome.again * 100.0,
-        outcome.again_with_start * 100.0,
+        outcome.caused * 100.0,
         outcome.fairness,
         outcome.most,
         outcome.wait.map(|wait| format!("{wait:.0}")).unwrap_or_default(),
+        outcome.round_trip,
+        outcome.ping,
     )
+}
+
+/// A line for each design and direction.
+fn short(outcomes: &[Outcome]) -> String {
+    let mut text = SHORT.to_owned();
+    for design in Design::ALL {
+        for direction in Direction::ALL {
+            let of = |value: fn(&Outcome) -> f64| {
+                let wanted =
+                    |outcome: &&Outcome| outcome.cell.design == design && outcome.cell.direction == direction;
+                let mut values: Vec<_> = outcomes.iter().filter(wanted).map(value).collect();
+                values.sort_by(f64::total_cmp);
+                values
+            };
+            let goodput = of(|outcome| outcome.goodput);
+            let (Some(least), Some(most)) = (goodput.first(), goodput.last()) else { continue };
+            let again = of(|outcome| outcome.again * 100.0);
+            let caused = of(|outcome| outcome.caused * 100.0);
+            let last = |values: &[f64]| values.last().copied().unwrap_or_default();
+            let _ = writeln!(
+                text,
+                "| {} | {direction} | {} | {least:.3} to {most:.3} | {:.3} | {:.2} % | {:.2} % | {:.2} % | {:.2} % | {:.2} | \
+                 {:.2} | {:+.2} |",
+                design.name(),
+                goodput.len(),
+                median(of(Outcome::distance)),
+                median(again.iter().copied()),
+                last(&again),
+                median(caused.iter().copied()),
+                last(&caused),
+                median(of(|outcome| outcome.fairness)),
+                last(&of(|outcome| outcome.most)),
+                last(&of(|outcome| outcome.ping)),
+            );
+        }
+    }
+    text
 }
 
 /// The section about traffic without a limit.
@@ -73,8 +131,9 @@ pub fn beside(measured: &[Beside]) -> String {
 /// Prints the page, and writes it with its plot.
 pub fn write(outcomes: &[Outcome], beside: &[Beside], folder: Option<&Path>) -> Result<()> {
     let mut page = format!(
-        "# Limits side by side\n\nWritten by `cargo xtask bench --only lossless --full`. {}\n\n{HEAD}{COLUMNS}",
-        crate::page::machine()
+        "# Limits side by side\n\nWritten by `cargo xtask bench --only lossless --full`. {}\n\n{HEAD}{}\n## All cells\n\n{COLUMNS}",
+        crate::page::machine(),
+        short(outcomes),
     );
     for outcome in outcomes {
         page += &row(outcome);
@@ -99,7 +158,7 @@ pub fn write(outcomes: &[Outcome], beside: &[Beside], folder: Option<&Path>) -> 
     Ok(())
 }
 
-/// Bars: what downloads send again, by design and round trip, in the middle of all cells.
+/// Bars: what downloads send again because of a limit, by design and round trip, in the middle of all cells.
 fn plot(outcomes: &[Outcome]) -> String {
     const WIDTH: f64 = 720.0;
     const LEFT: f64 = 190.0;
@@ -113,11 +172,11 @@ fn plot(outcomes: &[Outcome]) -> String {
             let wanted = |cell: &Cell| {
                 cell.design == design
                     && cell.round_trip_ms == trip
-                    && cell.direction == chadthrottle::model::Direction::Download
+                    && cell.direction == Direction::Download
                     && cell.flows == 8
                     && cell.rate <= 10_000_000
             };
-            if let Some(share) = middle(outcomes, wanted, |outcome| outcome.again_with_start) {
+            if let Some(share) = middle(outcomes, wanted, |outcome| outcome.caused) {
                 bars.push((format!("{trip} ms, {}", design.name()), share * 100.0, colour));
             }
         }
@@ -127,7 +186,7 @@ fn plot(outcomes: &[Outcome]) -> String {
     let mut svg = format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{WIDTH}\" height=\"{height}\" font-family=\"sans-serif\" \
          font-size=\"13\">\n<rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n<text x=\"10\" y=\"20\">Downloads of 8 \
-         connections: part of the sender's bytes sent again, start included (median)</text>\n"
+         connections: sent again because of the limit, of all sent since it (median)</text>\n"
     );
     for (number, (name, share, colour)) in bars.iter().enumerate() {
         let top = 32.0 + number as f64 * (BAR + 4.0);

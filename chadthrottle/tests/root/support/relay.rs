@@ -61,7 +61,7 @@ pub const VNET: usize = 10;
 /// The line; gone, with both devices, when dropped.
 pub struct Relay {
     stop: Arc<AtomicBool>,
-    /// Frames that found no room in the buffer.
+    /// Payload bytes of TCP in frames that found no room in the buffer.
     lost: Arc<AtomicU64>,
     threads: Vec<JoinHandle<io::Result<()>>>,
 }
@@ -110,9 +110,8 @@ impl Relay {
         Ok(relay)
     }
 
-    /// Frames that found no room in the buffer so far.
-    #[allow(dead_code, reason = "the benchmarks use this file, too")]
-    pub fn lost(&self) -> u64 {
+    /// Payload bytes of TCP that found no room in the buffer so far: their senders have to send them again.
+    pub fn lost_payload(&self) -> u64 {
         self.lost.load(Ordering::Relaxed)
     }
 }
@@ -192,12 +191,16 @@ impl Half {
         let now = Instant::now();
         let free_at = self.free_at.max(now);
         if free_at - now > self.line.buffer {
-            self.lost.fetch_add(1, Ordering::Relaxed);
+            self.lose(frame);
             return;
         }
         let length = frame.len().saturating_sub(VNET) as f64;
         self.free_at = free_at + Duration::from_secs_f64(length / self.line.rate as f64);
         self.queue.push_back((self.free_at + self.line.round_trip / 2, frame.to_vec()));
+    }
+
+    fn lose(&self, frame: &[u8]) {
+        self.lost.fetch_add(tcp_payload(frame).unwrap_or(0), Ordering::Relaxed);
     }
 
     fn deliver(&mut self) -> io::Result<()> {
@@ -209,13 +212,26 @@ impl Half {
                 Err(error) if is_down(&error) => {}
                 // What the kernel does not take as a frame: as on a line, it is lost.
                 Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    self.lost.fetch_add(1, Ordering::Relaxed);
+                    self.lose(&frame);
                 }
                 Err(error) => return Err(error),
             }
         }
         Ok(())
     }
+}
+
+/// Bytes that a frame of TCP over IPv4, or over IPv6 without extensions, carries; `None` for others.
+fn tcp_payload(frame: &[u8]) -> Option<u64> {
+    const TCP: u8 = 6;
+    let packet = frame.get(VNET + 14..)?;
+    let (header, protocol) = match packet.first()? >> 4 {
+        4 => (usize::from(packet[0] & 15) * 4, *packet.get(9)?),
+        6 => (40, *packet.get(6)?),
+        _ => return None,
+    };
+    let options = usize::from(packet.get(header + 12)? >> 4) * 4;
+    (protocol == TCP).then(|| packet.len().saturating_sub(header + options) as u64)
 }
 
 /// Why there can be no line here.

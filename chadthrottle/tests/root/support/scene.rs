@@ -105,9 +105,9 @@ impl Scene {
         self.line.is_some()
     }
 
-    /// Packets that the line between the namespaces lost, for want of room in front of it.
-    pub fn lost(&self) -> u64 {
-        self.line.as_ref().map_or(0, Relay::lost)
+    /// Payload bytes of TCP that the line between the namespaces lost, for want of room in front of it.
+    pub fn lost_payload(&self) -> u64 {
+        self.line.as_ref().map_or(0, Relay::lost_payload)
     }
 
     /// From now on limits are set with these backends.
