@@ -67,7 +67,7 @@ pub struct Outcome {
     passed: Option<f64>,
     /// Of the bytes sent from one second after the limit on, those that were sent again.
     again: f64,
-    /// What was sent again in all, beyond what the line itself had lost, as a share of what was sent from the limit on.
+    /// What was sent again from the limit on, beyond what the line itself had lost, as a share of what was sent.
     caused: f64,
     /// The slowest connection's share of the fastest one's.
     fairness: f64,
@@ -214,7 +214,8 @@ fn run(cell: &Cell) -> Result<Outcome> {
             .zip(passed_after)
             .map(|((from, before), (to, after))| (after - before) as f64 / (to - from) / rate),
         again: (end.1 - second.1) / (end.0 - second.0).max(1.0),
-        caused: (end.1 - scene.lost_payload() as f64).max(0.0) / (end.0 - start.0).max(1.0),
+        // What the line lost is sent again by and by, limit or not.
+        caused: (end.1 - start.1.max(scene.lost_payload() as f64)).max(0.0) / (end.0 - start.0).max(1.0),
         fairness: rates.iter().copied().fold(f64::INFINITY, f64::min)
             / rates.iter().copied().fold(1.0, f64::max),
         most: (0..MEASURED).map(of_second).fold(0.0, f64::max),

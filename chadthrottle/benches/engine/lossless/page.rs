@@ -18,8 +18,8 @@ drops what is over the rate, as most tools do; *HTB by hand* is one class, on do
 payload: that is the ceiling. *off*: distance from it.
 - *passed*: IP bytes that our limit let through in that time, by its own count, as a share of the limit.
 - *again*: the part of the sender's bytes that it sent twice, from one second after the limit on.
-- *caused*: all that was sent twice since the transfer began, beyond what the line itself had lost, as a part of what was sent from \
-the limit on: what the limit costs, the switch included.
+- *caused*: what was sent twice from the limit on, beyond what the line itself had lost, as a part of all sent from then on: what \
+the limit costs, the switch included.
 - *fair*: the slowest connection's share of the fastest one's. *best second*: the most that was received in one second, as a \
 share of the limit.
 - *wait*: how long a packet waits in our queue, median, in ms. *own trip*: round trip of the limited connections, as their \
