@@ -3,7 +3,7 @@
 
 use crate::{
     remote::Address,
-    window::{ACTIVE_NS, PERIODS, period},
+    window::{ACTIVE_NS, PERIODS, WHOLE, first_of, period},
 };
 
 /// Limits that may hold one socket at the same time (a process in a unit of a user …).
@@ -56,7 +56,7 @@ pub const TIMED_MAJOR: u32 = 0xc4ae;
 /// What carries a later time than this from now the queue drops, ns. More than a queue ever holds.
 pub const HORIZON_NS: u64 = 4_000_000_000_000;
 
-/// Connections of a limit that acknowledged something lately. Map `CGROUP_FLOWS`; see
+/// What the connections of a limit weigh that acknowledged something lately. Map `CGROUP_FLOWS`; see
 /// [`crate::window::PERIODS`].
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl ActiveFlows {
     pub fn expect(&mut self, flows: u32, now_ns: u64) {
         let now = period(now_ns);
         let mut say = |period: u32| {
-            self.periods[period as usize % PERIODS] = u64::from(period) << 32 | u64::from(flows);
+            self.periods[period as usize % PERIODS] = first_of(period, flows * WHOLE);
         };
         say(now.wrapping_sub(1));
         if now_ns % ACTIVE_NS > ACTIVE_NS / 2 {
@@ -86,18 +86,22 @@ impl ActiveFlows {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowWindow {
-    /// Limit under which `edge` was advertised; 0: there is no edge yet.
+    /// The lowest limit under which `edge` was advertised; 0: there is no edge yet.
     pub limit: u64,
     /// Bytes a second of the limit at that time.
     pub rate_bps: u64,
+    /// When `period` began for the connection, CLOCK_MONOTONIC ns.
+    pub since_ns: u64,
     /// Right edge that was advertised last.
     pub edge: u32,
     /// Shortest round trip seen, in microseconds; 0: none yet.
     pub min_rtt_us: u32,
     /// Period in which the connection was last counted as active.
     pub period: u32,
-    /// Zero.
-    pub pad: u32,
+    /// What was acknowledged when that began, a sequence number.
+    pub acked: u32,
+    /// [`crate::window::Weights`] in each of its limits, by their place in the tag; 0: none yet.
+    pub weights: [u32; MAX_NESTED],
 }
 
 /// One direction's bucket. Map `CGROUP_BUCKETS`, as `[_; 2]`.
@@ -500,7 +504,7 @@ const _: () = {
 
     assert!(size_of::<CgroupThrottleConfig>() == 40);
     assert!(size_of::<ActiveFlows>() == 32);
-    assert!(size_of::<FlowWindow>() == 32);
+    assert!(size_of::<FlowWindow>() == 56);
     assert!(size_of::<TokenBucket>() == 128);
     assert!(size_of::<ThrottleStats>() == 24);
     assert!(size_of::<Tag>() == 72);

@@ -19,16 +19,69 @@ const UNKNOWN_RTT_US: u32 = 10_000;
 /// Largest window scale there is (RFC 7323, section 2.3).
 const LARGEST_SCALE: u8 = 14;
 
-/// Window for one of `flows` connections that share `rate_bps` (bytes/s), in bytes: rate x (`min_rtt_us` +
-/// `queue_us`) / flows, at least [`LEAST`]. A round trip of 0 was not measured yet.
+/// What a connection weighs that uses its whole window. One that uses a part of it weighs that part, at least 1: or
+/// what slow connections do not use nobody could.
+pub const WHOLE: u32 = 32;
+
+/// Round trip with a queue of `queue_us` on it, in microseconds. One of 0 was not measured yet.
 #[inline(always)]
-pub fn wanted(rate_bps: u64, min_rtt_us: u32, queue_us: u32, flows: u32) -> u32 {
+fn span_us(min_rtt_us: u32, queue_us: u32) -> u64 {
     let rtt_us = if min_rtt_us == 0 { UNKNOWN_RTT_US } else { min_rtt_us };
-    // 1 TB/s and 16 s at most, so that the product fits in 64 bits.
-    let span_us = (u64::from(rtt_us) + u64::from(queue_us)).min(1 << 24);
-    let bytes = rate_bps.min(1 << 39) * span_us / 1_000_000;
-    let flows = NonZeroU64::new(u64::from(flows)).unwrap_or(NonZeroU64::MIN);
-    (bytes / flows).clamp(u64::from(LEAST), MOST) as u32
+    // 16 s at most, so that no product with a rate leaves 64 bits.
+    (u64::from(rtt_us) + u64::from(queue_us)).min(1 << 24)
+}
+
+/// Window for one of the connections that share `rate_bps` (bytes/s) and together weigh `weight`, in bytes: rate x
+/// (`min_rtt_us` + `queue_us`) x [`WHOLE`] / weight, at least [`LEAST`], and no more than one alone would get.
+#[inline(always)]
+pub fn wanted(rate_bps: u64, min_rtt_us: u32, queue_us: u32, weight: u32) -> u32 {
+    // 1 TB/s at most: the product with the time is below 2^43.
+    let bytes = rate_bps.min(1 << 39) * span_us(min_rtt_us, queue_us) / 1_000_000;
+    let weight = if weight < WHOLE { WHOLE } else { weight };
+    let weight = NonZeroU64::new(u64::from(weight)).unwrap_or(NonZeroU64::MIN);
+    (bytes * u64::from(WHOLE) / weight).clamp(u64::from(LEAST), MOST) as u32
+}
+
+/// What a connection weighs that was sent `bytes` in `elapsed_ns` under a window of `window` bytes. Its round trip is
+/// `rtt_us` now, with what waits in the queue.
+///
+/// A quarter is added: one that nearly uses its window is not the reason why others should have more, and where the
+/// round trip is not known with the queue (without timestamps), a queue that is too long becomes shorter.
+#[inline(always)]
+pub fn weight(bytes: u32, elapsed_ns: u64, rtt_us: u32, min_rtt_us: u32, queue_us: u32, window: u32) -> u32 {
+    let span_us = span_us(min_rtt_us, queue_us).max(u64::from(rtt_us).min(1 << 24));
+    let elapsed_us = NonZeroU64::new(elapsed_ns / 1_000).unwrap_or(NonZeroU64::MIN);
+    let used = (u64::from(bytes) * span_us / elapsed_us).min(u64::from(window));
+    let window = NonZeroU64::new(u64::from(window)).unwrap_or(NonZeroU64::MIN);
+    (used * u64::from(WHOLE + WHOLE / 4) / window).clamp(1, u64::from(WHOLE)) as u32
+}
+
+/// The weights of a connection's last four periods, a byte each, the latest lowest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weights(pub u32);
+
+impl Weights {
+    /// Of a connection about which nothing is known.
+    pub const UNKNOWN: Self = Self(WHOLE * 0x0101_0101);
+
+    /// A period later.
+    #[inline(always)]
+    pub fn then(self, weight: u32) -> Self {
+        Self(self.0 << 8 | weight & 0xff)
+    }
+
+    /// What counts: who used his window a moment ago will again (bbr stands still for a fifth of a second every ten).
+    #[inline(always)]
+    pub fn most(self) -> u32 {
+        let mut most = self.0 & 0xff;
+        for shift in [8, 16, 24] {
+            let weight = self.0 >> shift & 0xff;
+            if weight > most {
+                most = weight;
+            }
+        }
+        most
+    }
 }
 
 /// What a packet shall advertise.
@@ -68,8 +121,8 @@ pub fn lower(ack: u32, field: u16, scale: u8, wanted: u32, edge: Option<u32>) ->
 /// Time in which a connection counts as active after it acknowledged something, in ns.
 pub const ACTIVE_NS: u64 = 250_000_000;
 
-/// Counts of the connections that were active in the present period and those before it, by period: each
-/// word holds the period's number in its upper half and the count in the lower one. Nothing is ever rolled
+/// Sums of what the connections weigh that were active in the present period and those before it, by period: each
+/// word holds the period's number in its upper half and the sum in the lower one. Nothing is ever rolled
 /// over; what is of another period just does not count.
 pub const PERIODS: usize = 4;
 
@@ -79,15 +132,15 @@ pub fn period(now_ns: u64) -> u32 {
     (now_ns / ACTIVE_NS) as u32 | 1 << 31
 }
 
-/// A word with a count of one in `period`.
+/// A word with one connection's `weight` in `period`.
 #[inline(always)]
-pub fn first_of(period: u32) -> u64 {
-    u64::from(period) << 32 | 1
+pub fn first_of(period: u32, weight: u32) -> u64 {
+    u64::from(period) << 32 | u64::from(weight)
 }
 
-/// The count in `word` if it is of `period`, else 0.
+/// The sum in `word` if it is of `period`, else 0.
 #[inline(always)]
-pub fn count_in(word: u64, period: u32) -> u32 {
+pub fn weight_in(word: u64, period: u32) -> u32 {
     if (word >> 32) as u32 == period { word as u32 } else { 0 }
 }
 
@@ -109,16 +162,64 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_window_is_the_formula(rate in 1u64..1 << 39, rtt in 1u32..1 << 23, queue in 0u32..1 << 23, flows in 1u32..10_000) {
-            let exact = u128::from(rate) * u128::from(rtt + queue) / 1_000_000 / u128::from(flows);
+        fn the_window_is_the_formula(rate in 1u64..1 << 39, rtt in 1u32..1 << 23, queue in 0u32..1 << 23, weight in 1u32..100_000) {
+            let bytes = u128::from(rate) * u128::from(rtt + queue) / 1_000_000;
+            let exact = bytes * u128::from(WHOLE) / u128::from(weight.max(WHOLE));
             let expected = exact.clamp(u128::from(LEAST), u128::from(MOST)) as u32;
-            prop_assert_eq!(wanted(rate, rtt, queue, flows), expected);
+            prop_assert_eq!(wanted(rate, rtt, queue, weight), expected);
         }
 
         #[test]
-        fn any_figures_give_a_window(rate: u64, rtt: u32, queue: u32, flows: u32) {
-            let window = wanted(rate, rtt, queue, flows);
+        fn any_figures_give_a_window(rate: u64, rtt: u32, queue: u32, weight: u32) {
+            let window = wanted(rate, rtt, queue, weight);
             prop_assert!((LEAST..=1 << 30).contains(&window));
+        }
+
+        #[test]
+        fn any_figures_give_a_weight(
+            bytes: u32, elapsed: u64, rtt: u32, min_rtt: u32, queue: u32, window: u32, history: u32,
+        ) {
+            let weight = weight(bytes, elapsed, rtt, min_rtt, queue, window);
+            prop_assert!((1..=WHOLE).contains(&weight));
+            let weights = Weights(history).then(weight);
+            prop_assert!(weights.most() >= weight);
+            let later = (0..4).fold(weights, |weights, _| weights.then(1));
+            prop_assert_eq!(later.most(), 1);
+        }
+
+        /// Whoever fills its window weighs as much as there is, however long the queue is.
+        #[test]
+        fn a_full_window_weighs_all(
+            rate in 100_000u64..1 << 33, rtt in 100u32..300_000, flows in 1u32..64, queued in 50_000u32..1_000_000,
+        ) {
+            const PERIOD_NS: u64 = 250_000_000;
+            let window = wanted(rate, rtt, 50_000, flows * WHOLE);
+            let now_us = rtt + queued;
+            let bytes = u64::from(window) * (PERIOD_NS / 1_000) / u64::from(now_us);
+            prop_assume!(bytes > 3_000 && bytes < 1 << 32);
+            prop_assert_eq!(weight(bytes as u32, PERIOD_NS, now_us, rtt, 50_000, window), WHOLE);
+        }
+
+        /// Connections that want less leave the rest to the others, whatever the first windows were.
+        #[test]
+        fn what_slow_ones_leave_can_be_used(
+            rate in 200_000u64..1 << 30, rtt in 1_000u32..200_000, slow in 0u32..15, greedy in 1u32..8,
+            part in 1u64..60,
+        ) {
+            const SECOND_NS: u64 = 1_000_000_000;
+            let wish = rate * part / 100 / u64::from(slow.max(1));
+            let weight_of = |bytes: u64, window| weight(bytes as u32, SECOND_NS, 0, rtt, 50_000, window);
+            let mut sum = (slow + greedy) * WHOLE;
+            for _ in 0..20 {
+                let window = wanted(rate, rtt, 50_000, sum);
+                let most = u64::from(window) * 1_000_000 / u64::from(rtt + 50_000);
+                sum = slow * weight_of(wish.min(most), window) + greedy * weight_of(most, window);
+            }
+            let most = u64::from(wanted(rate, rtt, 50_000, sum)) * 1_000_000 / u64::from(rtt);
+            let used = wish.min(most) * u64::from(slow) + most * u64::from(greedy);
+            // The quarter that weights have too much costs something where the queue is short beside the line.
+            let least = if rtt > 100_000 { 0.8 } else { 0.9 };
+            prop_assert!(used as f64 >= least * rate as f64, "{used} of {rate}");
         }
 
         #[test]
@@ -173,13 +274,13 @@ mod tests {
 
         #[test]
         fn counts_belong_to_their_period(now: u64, later in 1u64..1 << 40) {
-            let word = first_of(period(now)) + 6;
-            prop_assert_eq!(count_in(word, period(now)), 7);
+            let word = first_of(period(now), 3) + 6;
+            prop_assert_eq!(weight_in(word, period(now)), 9);
             let then = now.saturating_add(later);
             if period(then) != period(now) {
-                prop_assert_eq!(count_in(word, period(then)), 0);
+                prop_assert_eq!(weight_in(word, period(then)), 0);
             }
-            prop_assert_eq!(count_in(0, period(now)), 0);
+            prop_assert_eq!(weight_in(0, period(now)), 0);
         }
     }
 
@@ -188,19 +289,19 @@ mod tests {
         for now in [8 * ACTIVE_NS, 8 * ACTIVE_NS + ACTIVE_NS - 1] {
             let mut flows = crate::abi::ActiveFlows::default();
             flows.expect(6, now);
-            let word = |period: u32| count_in(flows.periods[period as usize % PERIODS], period);
+            let word = |period: u32| weight_in(flows.periods[period as usize % PERIODS], period);
             let seen = |time: u64| word(period(time)).max(word(period(time).wrapping_sub(1)));
-            assert_eq!(seen(now), 6);
+            assert_eq!(seen(now), 6 * WHOLE);
             // Those that acknowledge a tenth of a period later meet it, whichever period that is.
-            assert_eq!(seen(now + ACTIVE_NS / 10), 6);
+            assert_eq!(seen(now + ACTIVE_NS / 10), 6 * WHOLE);
             assert_eq!(seen(now + 3 * ACTIVE_NS), 0);
         }
     }
 
     #[test]
     fn a_flow_of_one_megabyte_a_second_over_a_short_line() {
-        assert_eq!(wanted(1_000_000, 200, 50_000, 1), 50_200);
-        assert_eq!(wanted(1_000_000, 200, 50_000, 8), 6_275);
+        assert_eq!(wanted(1_000_000, 200, 50_000, WHOLE), 50_200);
+        assert_eq!(wanted(1_000_000, 200, 50_000, 8 * WHOLE), 6_275);
         assert_eq!(wanted(1_000_000, 0, 50_000, 0), 60_000);
     }
 }

@@ -20,7 +20,7 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{ActiveFlows, CLASS_MAJOR, CgroupThrottleConfig, DOWNLOAD, FlowWindow, Tag},
-    window,
+    window::{self, WHOLE, Weights},
 };
 
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
     kernel::{field, global},
     limit::{TCP_LISTEN, held_tag, stats},
     maps::{CGROUP_CONFIGS, CGROUP_FLOWS, WINDOWS, live_state},
-    remote::{FarEnd, are_selective, narrow},
+    remote::{FarEnd, Limits, are_selective, narrow},
 };
 
 /// What a classifier without direct action answers: its action is taken, or not.
@@ -159,16 +159,20 @@ pub fn with_socket<R>(
     }
 }
 
-/// The lowest of the download limits that hold a packet and satisfy `wanted`: the one that counts.
+/// The limits that hold a packet.
+#[inline(always)]
+fn limits_of(tag: &Tag, far_end: &FarEnd) -> Limits {
+    if are_selective(&tag.limits) { narrow(&tag.limits, far_end) } else { tag.limits }
+}
+
+/// The lowest of the download limits that satisfies `wanted`: the one that counts.
 #[inline(always)]
 fn lowest(
-    tag: &Tag,
-    far_end: &FarEnd,
+    limits: &Limits,
     wanted: impl Fn(&CgroupThrottleConfig) -> bool,
 ) -> Option<(u64, &'static CgroupThrottleConfig)> {
     let mut best: Option<(u64, &CgroupThrottleConfig)> = None;
-    let limits = if are_selective(&tag.limits) { narrow(&tag.limits, far_end) } else { tag.limits };
-    for id in limits {
+    for &id in limits {
         if id == 0 {
             continue;
         }
@@ -199,7 +203,7 @@ fn class_of(ctx: &TcContext) -> Option<u32> {
                 return None;
             }
             let tag = held_tag(socket, state.epoch)?;
-            lowest(tag, far_end, |config| config.class_id != 0).map(|(_, config)| config.class_id)
+            lowest(&limits_of(tag, far_end), |config| config.class_id != 0).map(|(_, config)| config.class_id)
         }
     })
 }
@@ -214,32 +218,85 @@ pub fn find_socket(ctx: TcContext) -> i32 {
     MATCH
 }
 
-/// Connections of the limit that are active; counts this one.
+/// What the active connections of a limit weigh together. At the `turn` to a new period this one counts itself, with
+/// what `weigh` makes of its window.
 #[inline(always)]
-fn active_flows(id: u64, flow: &mut FlowWindow, now_ns: u64) -> u32 {
-    let Some(flows) = CGROUP_FLOWS.get_ptr_mut(id) else { return 1 };
-    let period = window::period(now_ns);
+fn active_weight(id: u64, period: u32, turn: bool, weigh: impl FnOnce(u32) -> u32) -> u32 {
+    let Some(flows) = CGROUP_FLOWS.get_ptr_mut(id) else { return WHOLE };
     // SAFETY: a map value; the index is below the number of words. Two processors that both begin a period
     // may lose a count, for the rest of that period.
     unsafe {
         let words = (&raw mut (*flows.cast::<ActiveFlows>()).periods).cast::<u64>();
         let word = |period: u32| words.add(period as usize % window::PERIODS);
         let now = word(period);
-        if flow.period != period {
-            flow.period = period;
-            if window::count_in(*now, period) == 0 {
-                core::ptr::write_volatile(now, window::first_of(period));
+        let before = window::weight_in(*word(period.wrapping_sub(1)), period.wrapping_sub(1));
+        if turn {
+            let sum = window::weight_in(*now, period);
+            let own = weigh(if sum > before { sum } else { before });
+            if sum == 0 {
+                core::ptr::write_volatile(now, window::first_of(period, own));
             } else {
-                atomic::add(now, 1);
+                atomic::add(now, u64::from(own));
             }
         }
-        let before = window::count_in(*word(period.wrapping_sub(1)), period.wrapping_sub(1));
-        window::count_in(*now, period).max(before)
+        let sum = window::weight_in(*now, period);
+        if sum > before { sum } else { before }
     }
 }
 
+/// The window of a connection under its limits, and whose it is: the smallest of what each of them leaves it.
 #[inline(always)]
-unsafe fn observe_round_trip(flow: &mut FlowWindow, tcp: *const c_void) {
+fn smallest_window(
+    limits: &Limits,
+    flow: &mut FlowWindow,
+    ack: u32,
+    rtt_us: u32,
+    now_ns: u64,
+) -> Option<(u32, u64)> {
+    let period = window::period(now_ns);
+    let turn = flow.period != period;
+    let (received, elapsed_ns) = (ack.wrapping_sub(flow.acked), now_ns.saturating_sub(flow.since_ns));
+    // Its first period: nothing is known.
+    let known = flow.since_ns != 0 && (received as i32) >= 0;
+    let min_rtt_us = flow.min_rtt_us;
+    let mut smallest: Option<(u32, u64)> = None;
+    for (id, weights) in limits.iter().zip(&mut flow.weights) {
+        if *id == 0 {
+            continue;
+        }
+        // SAFETY: the element is freed only a second after the last tag that names it was resolved anew.
+        let Some([_, config]) = (unsafe { CGROUP_CONFIGS.get(id) }) else { continue };
+        let (rate, queue_us) = (config.rate_bps, config.queue_us);
+        if rate == 0 || queue_us == 0 {
+            continue;
+        }
+        let sum = active_weight(*id, period, turn, |sum| {
+            let before = if *weights == 0 { Weights::UNKNOWN } else { Weights(*weights) };
+            let now = if known {
+                let window = window::wanted(rate, min_rtt_us, queue_us, sum);
+                before.then(window::weight(received, elapsed_ns, rtt_us, min_rtt_us, queue_us, window))
+            } else {
+                Weights::UNKNOWN
+            };
+            *weights = now.0;
+            now.most()
+        });
+        let wanted = window::wanted(rate, min_rtt_us, queue_us, sum);
+        if smallest.is_none_or(|(other, _)| wanted < other) {
+            smallest = Some((wanted, *id));
+        }
+    }
+    if turn {
+        flow.period = period;
+        flow.since_ns = now_ns;
+        flow.acked = ack;
+    }
+    smallest
+}
+
+/// Keeps the shortest round trip; the one that the receiver sees now, in microseconds.
+#[inline(always)]
+unsafe fn observe_round_trip(flow: &mut FlowWindow, tcp: *const c_void) -> u32 {
     // SAFETY: the caller's: a tcp_sock; offsets from the kernel's BTF. Both are kept times eight.
     let measured = unsafe {
         [field::<u32>(tcp, global::TCP_RCV_RTT_US()) >> 3, field::<u32>(tcp, global::TCP_SRTT_US()) >> 3]
@@ -249,6 +306,7 @@ unsafe fn observe_round_trip(flow: &mut FlowWindow, tcp: *const c_void) {
             flow.min_rtt_us = rtt_us;
         }
     }
+    measured[0]
 }
 
 /// `header`: bytes before the IP header.
@@ -272,7 +330,8 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
         let Transport { ipv6, protocol: TCP, at } = transport(ctx)? else { return None };
         let port = load(ctx, at + 2)?;
         let far_end = if ipv6 { FarEnd::v6(load(ctx, 24)?, port) } else { FarEnd::v4(load(ctx, 16)?, port) };
-        let (id, config) = lowest(tag, &far_end, |config| config.queue_us != 0)?;
+        let limits = limits_of(tag, &far_end);
+        let (id, config) = lowest(&limits, |config| config.queue_us != 0)?;
         let flags: u8 = load(ctx, at + 13)?;
         if flags & SYN_RST_ACK != ACK {
             return None;
@@ -290,9 +349,8 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
             return None;
         }
         let flow = WINDOWS.get_or_create(socket.cast())?;
-        observe_round_trip(flow, tcp);
-        let flows = active_flows(id, flow, now_ns);
-        let wanted = window::wanted(config.rate_bps, flow.min_rtt_us, config.queue_us, flows);
+        let rtt_us = observe_round_trip(flow, tcp);
+        let (wanted, whose) = smallest_window(&limits, flow, ack, rtt_us, now_ns)?;
         let scale = field::<u8>(tcp, global::TCP_RCV_WSCALE()) >> (global::TCP_RCV_WSCALE_SHIFT() & 7) & 15;
         // Another limit, or a lower rate: again as at the start.
         let known = flow.limit == id && flow.rate_bps <= config.rate_bps;
@@ -306,7 +364,7 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
             // The size of what was changed stands in the flags. Where the device sums up, this leaves
             // the sum over the pseudo header alone.
             bpf_l4_csum_replace(ctx.skb.skb, header + at + 16, u64::from(old), u64::from(new), 2);
-            if let Some(stats) = stats(id, DOWNLOAD) {
+            if let Some(stats) = stats(whose, DOWNLOAD) {
                 atomic::add(&raw mut (*stats).packets_marked, 1);
             }
         }
