@@ -36,7 +36,50 @@ pub fn trials() -> Vec<Trial> {
             trials.push(line_trial(&format!("windows::{name}_scale_{scale}"), make, run));
         }
     }
+    trials.push(line_trial(
+        "windows::slow_ones_leave_the_rest",
+        || Scene::over(Line::new(80, 12 * RATE)),
+        |scene| slow_ones_leave_the_rest(scene).map(|()| Finding::Holds),
+    ));
     trials
+}
+
+/// Connections that are sent little do not keep the limit from one that wants all, and when they want all, too, nothing
+/// is lost and the queue stays short.
+fn slow_ones_leave_the_rest(scene: &Scene) -> Result<()> {
+    const SLOW: usize = 7;
+    let server = scene.server()?;
+    let address = scene.tcp(Version::V4);
+    let (little, all) = (scene.run(), scene.run());
+    let slow = format!("connect tcp {address} get rate=20000 cc=cubic run={little}");
+    let mut words = vec![slow; SLOW];
+    words.push(format!("connect tcp {address} get cc=cubic run={all}"));
+    let mut client = scene.client(&words)?;
+    sleep_until(now() + 1.0)?;
+    let target = format!("pid:{}", client.pid());
+    let limit = scene.limit(&format!("{target} -d {RATE}"))?;
+    let (from, to) = (limit.since + 5.0, limit.since + 10.0);
+    let share = |client: &Traffic, run| Ok::<_, Error>(received(client, run, from, to)? / RATE as f64);
+    let (some, rest) = (share(&client, little)?, share(&client, all)?);
+    eprintln!("seven slow ones {some:.3} of the limit, the other {rest:.3}");
+    ensure!((0.12..=0.15).contains(&some), "the slow ones get {some:.3}");
+    ensure!((0.88..=0.985).contains(&(some + rest)), "together they get {:.3}", some + rest);
+
+    let before = server.meter_at(now())?.totals(all);
+    client.tell(&format!("connect tcp {address} get flows={SLOW} cc=cubic run={all}"))?;
+    let start = now();
+    let mut longest = 0;
+    while now() < start + 5.0 {
+        sleep_until(now() + 0.25)?;
+        let held = scene.report(&target)?.directions.download;
+        longest = longest.max(held.and_then(|held| held.counters.queue_us).unwrap_or(0));
+    }
+    let after = server.meter_at(now())?.totals(all);
+    let again = (after.retransmitted - before.retransmitted) as f64 / (after.sent - before.sent) as f64;
+    eprintln!("seven more: sent again {again:.5}, a queue of {} ms at most", longest / 1_000);
+    ensure!(again <= 0.002, "sent again {again:.5}");
+    ensure!(longest <= 300_000, "a queue of {longest} us");
+    limit.end().map(drop)
 }
 
 fn lock(seen: &Mutex<Watched>) -> MutexGuard<'_, Watched> {
