@@ -77,7 +77,7 @@ fn download(scene: &Scene, rate: u64, flows: u32, congestion: &str, version: Ver
     let switched = start.1 - before.1;
     let again = (end.1 - start.1) / (end.0 - start.0);
     // A sender repeats what the line itself lost, before the limit, whoever limits it.
-    let caused = end.1 - scene.lost_payload() as f64;
+    let caused = end.1 - before.1.max(scene.lost_payload() as f64);
     eprintln!(
         "{rate} B/s, {flows} flows, {congestion}: goodput {goodput:.4}, sent again {again:.5}, \
          while switching {:.0} KB, first second {first:.3}, in all {:.0} KB more than the line lost",

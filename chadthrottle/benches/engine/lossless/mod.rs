@@ -39,7 +39,7 @@ const BEFORE: f64 = 2.0;
 /// receiver has up to a second of the line's full speed waiting behind gaps when the limit comes, and is handed
 /// that when they are filled: after the limit, but not through it.
 const MEASURED: u32 = 8;
-/// At 100 KB/s, where a sender that hands over 64 KB at a time does so every 0.65 s.
+/// An upload at 100 KB/s, where a sender that hands over 64 KB at a time does so every 0.65 s.
 const MEASURED_SLOW: u32 = 30;
 const SETTLED: f64 = 2.0;
 const SETTLED_LINE: f64 = 4.0;
@@ -183,7 +183,8 @@ fn run(cell: &Cell) -> Result<Outcome> {
     let start = sent(sender, &runs, since)?;
     let second = sent(sender, &runs, since + 1.0)?;
     let from = since + if scene.has_line() { SETTLED_LINE } else { SETTLED };
-    let measured = if cell.rate <= 100_000 { MEASURED_SLOW } else { MEASURED };
+    let slow = cell.rate <= 100_000 && cell.direction == Direction::Upload;
+    let measured = if slow { MEASURED_SLOW } else { MEASURED };
     let to = from + f64::from(measured);
     let passed = || match cell.design {
         Design::Ours => scene.passed(&target, cell.direction).map(Some),

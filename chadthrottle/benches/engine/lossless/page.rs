@@ -8,11 +8,12 @@ use super::{Cell, Design, Outcome, beside::Beside, middle};
 use crate::stats::median;
 
 const HEAD: &str = "\
-A limit is set two seconds into a transfer at full speed, and measured for eight seconds (30 at 100 KB/s, where \
-a sender may hand over 64 KB every 0.65 s): from two seconds after it, or from four where the line has a length (what the receiver then has waiting behind gaps, up to a second of the line, it is handed when they \
-are filled: after the limit, but not through it). The line between the two namespaces carries twelve times the limit, 150 MB/s at \
-most, with a buffer of 100 ms, which fast senders overfill; at a round trip of 0 it is a pair of virtual devices. *nft by hand* \
-drops what is over the rate, as most tools do; *HTB by hand* is one class, on download behind an IFB, with `tc`'s defaults.
+A limit is set two seconds into a transfer at full speed, and measured for eight seconds (uploads at 100 KB/s for 30: there a \
+sender may hand over 64 KB every 0.65 s): from two seconds after it, or from four where the line has a length (what the receiver \
+then has waiting behind gaps, up to a second of the line, it is handed when they are filled: after the limit, but not through \
+it). The line between the two namespaces carries twelve times the limit, 150 MB/s at most, with a buffer of 100 ms, which fast \
+senders overfill; at a round trip of 0 it is a pair of virtual devices. *nft by hand* drops what is over the rate, as most tools \
+do; *HTB by hand* is one class, on download behind an IFB, with `tc`'s defaults.
 
 - *goodput*: payload that was received, as a share of the limit. A limit counts IP bytes, of which full packets carry 0.965 as \
 payload: that is the ceiling. *off*: distance from it.
