@@ -12,6 +12,7 @@ mod command;
 mod coverage;
 mod crowds;
 mod departures;
+mod devices;
 mod exact;
 mod examples;
 mod foreign;
@@ -59,6 +60,7 @@ fn main() -> std::process::ExitCode {
         accuracy::trials(),
         lossless::trials(),
         departures::trials(),
+        devices::trials(),
         windows::trials(),
         pacing::trials(),
         coverage::trials(),

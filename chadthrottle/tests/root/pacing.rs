@@ -3,7 +3,11 @@
 use chadthrottle::model::{DirectionReport, RungKind};
 use libtest_mimic::Trial;
 
-use crate::{cleanup::pacing_caps, foreign::run, support::*};
+use crate::{
+    cleanup::pacing_caps,
+    foreign::run,
+    support::{relay::Line, *},
+};
 
 /// What the application allows each of its connections, payload bytes/s.
 const OWN: u32 = 2_000_000;
@@ -16,7 +20,33 @@ pub fn trials() -> Vec<Trial> {
         plain("pacing::own_caps_stay", own_caps_stay),
         trial("pacing::datagrams_wait_in_fq", datagrams_wait_in_fq),
         plain("pacing::few_datagrams_beside_a_transfer", few_datagrams),
+        plain("pacing::slow_ones_leave_the_rest", slow_ones_leave_the_rest),
+        line_trial(
+            "pacing::slow_ones_leave_the_rest_over_a_line",
+            || Scene::over(Line::new(80, 12_000_000)),
+            |scene| slow_ones_leave_the_rest(scene).map(|()| Finding::Holds),
+        ),
     ]
+}
+
+/// Seven connections that send little do not keep the limit from one that would send all.
+fn slow_ones_leave_the_rest(scene: &Scene) -> Result<()> {
+    const LIMIT: f64 = 1e6;
+    let server = scene.server()?;
+    let (little, all) = (scene.run(), scene.run());
+    let address = scene.tcp(Version::V4);
+    let mut words = vec![format!("connect tcp {address} put rate=20000 cc=cubic run={little}"); 7];
+    words.push(format!("connect tcp {address} put cc=cubic run={all}"));
+    let client = scene.client(&words)?;
+    sleep_until(now() + 1.0)?;
+    let limit = scene.limit(&format!("pid:{} -u {LIMIT}", client.pid()))?;
+    let (from, to) = (limit.since + 4.0, limit.since + 12.0);
+    let shares = [received(&server, little, from, to)? / LIMIT, received(&server, all, from, to)? / LIMIT];
+    eprintln!("seven slow ones {:.3} of the limit, the other {:.3}", shares[0], shares[1]);
+    let sum = shares[0] + shares[1];
+    ensure!((0.88..=1.01).contains(&sum), "together they get {sum:.3} of the limit");
+    ensure!(shares[0] >= 0.08, "the slow ones get {:.3} of the limit", shares[0]);
+    limit.end().map(drop)
 }
 
 /// One connection that was open before the limit, and one that the application paces only after it was established:

@@ -25,6 +25,7 @@ const LINKER: &str = "lib64/ld-linux-x86-64.so.2";
 const MODULES: &[&str] = &[
     "ipv6",
     "veth",
+    "8021q",
     "ifb",
     "tun",
     "tcp_bbr",

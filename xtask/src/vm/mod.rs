@@ -33,7 +33,7 @@ pub const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 /// The tests that every change has to pass there: of each thing that depends on the kernel one, chosen for how much
 /// it shows in its time. The others run with `--all`.
-const USUAL_TESTS: [&str; 19] = [
+const USUAL_TESTS: [&str; 21] = [
     // Which backends there are, and what they lack.
     "kernels::what_there_is",
     // Both directions, TCP and UDP, IPv4 and IPv6; sockets that are older than the limit, and new ones.
@@ -42,6 +42,9 @@ const USUAL_TESTS: [&str; 19] = [
     "coverage::new_mptcp",
     // Everything for downloads without loss: IFB, HTB, classifiers, windows.
     "lossless::ipv6",
+    // Windows of unequal connections over a long line, and a device that the machine outside may not have.
+    "windows::slow_ones_leave_the_rest",
+    "devices::vlan",
     // By fq, which the machine outside may not have.
     "departures::nested",
     "pacing::datagrams_wait_in_fq",
