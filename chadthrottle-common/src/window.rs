@@ -46,14 +46,17 @@ pub fn wanted(rate_bps: u64, min_rtt_us: u32, queue_us: u32, weight: u32) -> u32
 /// `rtt_us` now, with what waits in the queue.
 ///
 /// A quarter is added: one that nearly uses its window is not the reason why others should have more, and where the
-/// round trip is not known with the queue (without timestamps), a queue that is too long becomes shorter.
+/// round trip is not known with the queue (without timestamps), a queue that is too long becomes shorter. After a second
+/// of silence it weighs a quarter at least: what it is going to use nobody knows.
 #[inline(always)]
 pub fn weight(bytes: u32, elapsed_ns: u64, rtt_us: u32, min_rtt_us: u32, queue_us: u32, window: u32) -> u32 {
     let span_us = span_us(min_rtt_us, queue_us).max(u64::from(rtt_us).min(1 << 24));
     let elapsed_us = NonZeroU64::new(elapsed_ns / 1_000).unwrap_or(NonZeroU64::MIN);
     let used = (u64::from(bytes) * span_us / elapsed_us).min(u64::from(window));
     let window = NonZeroU64::new(u64::from(window)).unwrap_or(NonZeroU64::MIN);
-    (used * u64::from(WHOLE + WHOLE / 4) / window).clamp(1, u64::from(WHOLE)) as u32
+    let least = if elapsed_ns > 4 * ACTIVE_NS { WHOLE / 4 } else { 1 };
+    // Of constants: nothing of its panic is left.
+    (used * u64::from(WHOLE + WHOLE / 4) / window).clamp(least.into(), WHOLE.into()) as u32
 }
 
 /// The weights of a connection's last four periods, a byte each, the latest lowest.
