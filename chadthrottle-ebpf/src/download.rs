@@ -244,6 +244,29 @@ fn active_weight(id: u64, period: u32, turn: bool, weigh: impl FnOnce(u32) -> u3
     }
 }
 
+/// What a connection weighed, and weighs now, in a limit: [`Weights`], from those `before`, 0 for none. Others weigh
+/// `sum`, it had `received` bytes in `elapsed_ns`, 0 when that is not known; two figures of 32 bits share a word.
+///
+/// Global and of plain numbers, for the same reason as [`limit_applies`](crate::remote): in place it would be looked
+/// at a hundred times more often.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn weigh(id: u64, sum_and_rtt: u64, received_and_rtt: u64, elapsed_ns: u64, before: u64) -> u64 {
+    // SAFETY: the element is freed only a second after the last tag that names it was resolved anew.
+    let config = unsafe { CGROUP_CONFIGS.get(id) };
+    let Some([_, CgroupThrottleConfig { rate_bps, queue_us, .. }]) = config else {
+        return Weights::UNKNOWN.0.into();
+    };
+    if elapsed_ns == 0 {
+        return Weights::UNKNOWN.0.into();
+    }
+    let before = if before == 0 { Weights::UNKNOWN } else { Weights(before as u32) };
+    let (sum, min_rtt_us) = ((sum_and_rtt >> 32) as u32, sum_and_rtt as u32);
+    let (received, rtt_us) = ((received_and_rtt >> 32) as u32, received_and_rtt as u32);
+    let window = window::wanted(*rate_bps, min_rtt_us, *queue_us, sum);
+    before.then(window::weight(received, elapsed_ns, rtt_us, min_rtt_us, *queue_us, window)).0.into()
+}
+
 /// The window of a connection under its limits, and whose it is: the smallest of what each of them leaves it.
 #[inline(always)]
 fn smallest_window(
@@ -255,9 +278,10 @@ fn smallest_window(
 ) -> Option<(u32, u64)> {
     let period = window::period(now_ns);
     let turn = flow.period != period;
-    let (received, elapsed_ns) = (ack.wrapping_sub(flow.acked), now_ns.saturating_sub(flow.since_ns));
-    // Its first period: nothing is known.
+    let received = ack.wrapping_sub(flow.acked);
+    // In its first period nothing is known.
     let known = flow.since_ns != 0 && (received as i32) >= 0;
+    let elapsed_ns = if known { now_ns.saturating_sub(flow.since_ns) } else { 0 };
     let min_rtt_us = flow.min_rtt_us;
     let mut smallest: Option<(u32, u64)> = None;
     for (id, weights) in limits.iter().zip(&mut flow.weights) {
@@ -271,15 +295,10 @@ fn smallest_window(
             continue;
         }
         let sum = active_weight(*id, period, turn, |sum| {
-            let before = if *weights == 0 { Weights::UNKNOWN } else { Weights(*weights) };
-            let now = if known {
-                let window = window::wanted(rate, min_rtt_us, queue_us, sum);
-                before.then(window::weight(received, elapsed_ns, rtt_us, min_rtt_us, queue_us, window))
-            } else {
-                Weights::UNKNOWN
-            };
-            *weights = now.0;
-            now.most()
+            let sum_and_rtt = u64::from(sum) << 32 | u64::from(min_rtt_us);
+            let received_and_rtt = u64::from(received) << 32 | u64::from(rtt_us);
+            *weights = weigh(*id, sum_and_rtt, received_and_rtt, elapsed_ns, (*weights).into()) as u32;
+            Weights(*weights).most()
         });
         let wanted = window::wanted(rate, min_rtt_us, queue_us, sum);
         if smallest.is_none_or(|(other, _)| wanted < other) {

@@ -45,6 +45,8 @@ struct Done {
     limit: Limit,
     opened: usize,
     applied: Applied,
+    /// From then on, for the other direction may take a second.
+    meter: Meter,
 }
 
 impl Engine {
@@ -95,19 +97,28 @@ impl Engine {
                 // Before: a change that fails half-way is taken back as well.
                 undo.push(Undo::Apply(placed.opened, placed.limit.clone()));
                 let applied = self.opened[placed.opened].backend.apply(&limit)?;
-                done.push(Done { limit, opened: placed.opened, applied });
+                let meter = self.begin(placed.opened, limit.id, placed.counters.passed_bytes);
+                done.push(Done { limit, opened: placed.opened, applied, meter });
                 continue;
             }
             match self.place(&limit, wish.as_deref(), manner.no_fallback, notices) {
                 Ok((opened, applied)) => {
                     undo.push(Undo::Remove(opened, limit.id));
-                    done.push(Done { limit, opened, applied });
+                    let meter = self.begin(opened, limit.id, 0);
+                    done.push(Done { limit, opened, applied, meter });
                 }
                 Err(error) if is_about_the_target(&error) || current.is_some() => return Err(error),
                 Err(error) => refused.push((direction, error)),
             }
         }
         if let Some(error) = judge(&done, refused, manner.partial, notices) { Err(error) } else { Ok(done) }
+    }
+
+    /// Begins to measure what passes under a rate that has just come into force. `known`: what had passed, if that can't
+    /// be told now.
+    fn begin(&mut self, opened: usize, id: LimitId, known: u64) -> Meter {
+        let passed = self.opened[opened].backend.stats(id).map_or(known, |counters| counters.passed_bytes);
+        Meter::new(Instant::now(), passed)
     }
 
     /// Sets one direction with the best backend that will have it.
@@ -199,13 +210,12 @@ impl Engine {
 
     /// Writes down what is in force now, and ends what it has replaced.
     fn settle(&mut self, held: &mut Held, wanted: &PerDirection<Want>, done: Vec<Done>) {
-        let now = Instant::now();
-        for Done { limit, opened, applied } in done {
+        for Done { limit, opened, applied, meter } in done {
             self.leftovers.retain(|leftover| *leftover != (opened, held.id));
             let slot = held.directions.get_mut(limit.direction);
             match slot {
                 Some(placed) if placed.opened == opened => {
-                    placed.meter = Meter::new(now, placed.counters.passed_bytes);
+                    placed.meter = meter;
                     placed.limit = limit;
                     placed.saw(&applied);
                 }
@@ -215,7 +225,7 @@ impl Engine {
                         opened,
                         backend: self.opened[opened].driver.name,
                         counters: Counters::default(),
-                        meter: Meter::new(now, 0),
+                        meter,
                         processes: 0,
                         sockets: 0,
                         rungs: Vec::new(),
