@@ -1,8 +1,11 @@
 //! The live check: what gets past a limit while it runs is seen, said, and where possible mended.
 
-use std::os::{
-    fd::{AsRawFd, OwnedFd},
-    unix::{net::UnixStream, process::CommandExt},
+use std::{
+    fs,
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt},
+    },
 };
 
 use chadthrottle::{
@@ -32,6 +35,7 @@ pub fn trials() -> Vec<Trial> {
         plain("live::foreign_program", foreign_program),
         plain("live::no_false_alarm_about_transfers", quiet_transfers),
         plain("live::no_false_alarm_about_servers", quiet_servers),
+        plain("live::soon_in_force", soon_in_force),
     ]
 }
 
@@ -213,6 +217,27 @@ fn quiet_transfers(scene: &Scene) -> Result<()> {
         ensure_quiet(scene, limit, &target)?;
     }
     Ok(())
+}
+
+/// The time until a limit is in force is mostly the verifier's, and that goes with the instructions it looks at: a
+/// million it refuses, a hundred thousand take a fifth of a second.
+fn soon_in_force(scene: &Scene) -> Result<()> {
+    let _server = scene.server()?;
+    let client = scene.client(&[format!("connect tcp {} get", scene.tcp(Version::V4))])?;
+    let limit = scene.limit(&format!("pid:{} -u 1M -d 1M", client.pid()))?;
+    let mut looked_at = Vec::new();
+    let figures = fs::read_dir(format!("/proc/{}/fdinfo", scene.owner()?));
+    for entry in figures.map_err(|error| Error::failed(format!("the owner's files: {error}")))? {
+        // One that was closed meanwhile is no program.
+        let text = entry.and_then(|entry| fs::read_to_string(entry.path())).unwrap_or_default();
+        let figure = text.lines().find_map(|line| line.strip_prefix("verified_insns:"));
+        looked_at.extend(figure.and_then(|figure| figure.trim().parse::<u32>().ok()));
+    }
+    looked_at.sort_unstable();
+    eprintln!("instructions looked at, by program: {looked_at:?}");
+    // Linux 5.16 and later tell.
+    ensure!(looked_at.last().is_none_or(|&most| most < 150_000), "{looked_at:?}");
+    limit.end().map(drop)
 }
 
 /// Workers that share a listener: all of them limited, and one of them.
