@@ -93,7 +93,7 @@ unsafe fn naive(ctx: &SkBuffContext) -> Option<i32> {
         let mut bucket =
             NAIVE_BUCKETS.get(id).copied().unwrap_or(NaiveBucket { tokens: config.burst, last_ns: now });
         // Elapsed time in us, or the product overflows.
-        let refill = (now - bucket.last_ns) / 1_000 * (config.rate / 1_000_000);
+        let refill = (now - bucket.last_ns) / 1_000 * config.rate / 1_000_000;
         bucket.tokens = (bucket.tokens + refill).min(config.burst);
         bucket.last_ns = now;
         let passes = bucket.tokens >= bytes;

@@ -29,6 +29,10 @@ pub struct Options {
     /// With `--only lossless`: the whole matrix (an hour), and write its page
     #[arg(long)]
     full: bool,
+    /// With `--only lossless`: only these cells, and no page. Words for design (ours, naive, nft, htb), direction, MB/s, round
+    /// trip in ms, connections and congestion control, `*` for any: "ours download * 80 8 bbr"
+    #[arg(long, requires = "only", conflicts_with = "full")]
+    cells: Option<String>,
 }
 
 pub fn run(options: &Options) -> Result<()> {
@@ -63,6 +67,9 @@ fn engine(options: &Options) -> Result<()> {
         .arg(yardstick);
     if options.full {
         cargo.arg("--full").arg("--lossless").arg(crate::root().join(PAGES));
+    }
+    if let Some(cells) = &options.cells {
+        cargo.arg("--full").arg("--cells").arg(cells);
     }
     if options.only.as_deref() == Some(BACKENDS) {
         cargo.arg("--backends").arg(crate::root().join(PAGES).join("backends.md"));

@@ -14,7 +14,13 @@ use chadthrottle::{
     },
 };
 
-use crate::{page, ping::ECHO_PORT, stats::median, support::Scene, worker::Worker};
+use crate::{
+    page,
+    ping::ECHO_PORT,
+    stats::{busy, median},
+    support::Scene,
+    worker::Worker,
+};
 
 /// The load at which processor time is measured, bytes/s, and a limit that it never reaches.
 const LOAD: u64 = 50_000_000;
@@ -256,22 +262,4 @@ fn busy_once(cast: &mut Cast, direction: Direction) -> Result<f64> {
         )));
     }
     Ok((after - before) / (end - start))
-}
-
-/// Seconds that all processors together have been busy.
-fn busy() -> Result<f64> {
-    let stat = fs::read_to_string("/proc/stat")
-        .map_err(|cause| Error::caused(Kind::Failed, "read /proc/stat", &cause))?;
-    let numbers: Vec<f64> = stat
-        .lines()
-        .next()
-        .unwrap_or_default()
-        .split_whitespace()
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    match numbers[..] {
-        // user, nice, system, idle, iowait, irq, softirq: in ticks, of which a second has 100 everywhere.
-        [user, nice, system, _, _, irq, softirq, ..] => Ok((user + nice + system + irq + softirq) / 100.0),
-        _ => Err(Error::failed("/proc/stat has no times")),
-    }
 }

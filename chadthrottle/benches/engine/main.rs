@@ -46,6 +46,9 @@ struct Arguments {
     /// Measure the whole matrix of limits, not a few cells of it
     #[arg(long)]
     full: bool,
+    /// Only these cells of that matrix
+    #[arg(long)]
+    cells: Option<String>,
     /// Where to write the page of that matrix and its plot
     #[arg(long)]
     lossless: Option<PathBuf>,
@@ -77,7 +80,12 @@ fn main() -> ExitCode {
 fn run(arguments: &Arguments) -> Result<()> {
     interrupt::listen()?;
     if arguments.only.as_deref() == Some("lossless") {
-        return lossless::measure(arguments.full, arguments.lossless.as_deref());
+        return lossless::measure(&lossless::Plan {
+            full: arguments.full,
+            cells: arguments.cells.as_deref(),
+            folder: arguments.lossless.as_deref(),
+            yardstick: &arguments.yardstick,
+        });
     }
     if arguments.only.as_deref() == Some("beside") {
         return lossless::measure_beside();

@@ -3,7 +3,6 @@
 use std::{
     io,
     net::{SocketAddr, UdpSocket},
-    thread,
     time::{Duration, Instant},
 };
 
@@ -30,42 +29,56 @@ pub fn echo(address: &str) -> io::Result<()> {
     }
 }
 
-/// To each line with a number: pings for so many milliseconds, and the median of their round trips in µs.
+/// To each line with a number: pings for so many milliseconds, one after the other whether they are answered or not, and
+/// the median of their round trips in µs.
 pub fn pinger(address: &str) -> io::Result<()> {
     let to: SocketAddr = address.parse().map_err(io::Error::other)?;
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
     socket.connect(to)?;
-    socket.set_read_timeout(Some(LOST))?;
     println!("ready");
-    let mut number = 0_u64;
+    let mut first = 0;
     for line in io::stdin().lines() {
         let time = Duration::from_millis(line?.parse().map_err(io::Error::other)?);
-        let start = Instant::now();
-        let mut trips = Vec::new();
-        while trips.is_empty() || start.elapsed() < time {
-            number += 1;
-            trips.push(ping(&socket, number)?.as_secs_f64() * 1e6);
-            thread::sleep(PAUSE);
-        }
-        println!("{:.1}", median(trips));
+        let trips = pings(&socket, first, time)?;
+        first += trips.len() as u64;
+        println!("{:.1}", median(trips.iter().map(|trip| trip.as_secs_f64() * 1e6)));
     }
     Ok(())
 }
 
-fn ping(socket: &UdpSocket, number: u64) -> io::Result<Duration> {
-    let mut buffer = [0; SIZE];
-    buffer[..8].copy_from_slice(&number.to_le_bytes());
-    let wanted = buffer;
+/// Round trips of pings that are sent for some time, numbered from `first` on.
+fn pings(socket: &UdpSocket, first: u64, time: Duration) -> io::Result<Vec<Duration>> {
     let start = Instant::now();
-    socket.send(&buffer)?;
-    // What answers an earlier one, which took too long, is passed over.
-    while start.elapsed() < LOST {
+    let (mut sent, mut trips): (Vec<Instant>, Vec<Option<Duration>>) = (Vec::new(), Vec::new());
+    loop {
+        let now = Instant::now();
+        let sending = sent.is_empty() || now - start < time;
+        let due = if sending { start + PAUSE * sent.len() as u32 } else { now + PAUSE };
+        if sending && now >= due {
+            let mut buffer = [0; SIZE];
+            buffer[..8].copy_from_slice(&(first + sent.len() as u64).to_le_bytes());
+            sent.push(now);
+            trips.push(None);
+            socket.send(&buffer)?;
+            continue;
+        }
+        let waits = sent.iter().zip(&trips).any(|(sent, trip)| trip.is_none() && now - *sent < LOST);
+        if !sending && !waits {
+            return Ok(trips.into_iter().map(|trip| trip.unwrap_or(LOST)).collect());
+        }
+        socket.set_read_timeout(Some((due - now).max(Duration::from_micros(100))))?;
+        let mut buffer = [0; SIZE];
         match socket.recv(&mut buffer) {
-            Ok(_) if buffer == wanted => return Ok(start.elapsed()),
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Ok(_) => {
+                let number = buffer[..8].try_into().map(u64::from_le_bytes).unwrap_or(u64::MAX);
+                // What answers an earlier call's is passed over.
+                let at = number.wrapping_sub(first) as usize;
+                if let (Some(sent), Some(trip)) = (sent.get(at), trips.get_mut(at)) {
+                    trip.get_or_insert_with(|| sent.elapsed());
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(LOST)
 }

@@ -161,20 +161,26 @@ impl Yardstick {
 
     /// Attaches the empty and the naive programs, the latter with a limit of the scene's cgroup.
     pub fn attach(&mut self, scene: &Scene) -> Result<()> {
+        self.attach_program(scene.cgroup.path(), "empty", Direction::Upload)?;
+        self.attach_program(scene.cgroup.path(), "empty", Direction::Download)?;
+        self.attach_naive(scene.cgroup.path(), Direction::Upload, NO_REFUSAL)?;
+        self.attach_naive(scene.cgroup.path(), Direction::Download, NO_REFUSAL)
+    }
+
+    /// Limits what is born in a cgroup to a rate in bytes/s, with a second of it as burst.
+    pub fn attach_naive(&mut self, cgroup: &Path, direction: Direction, rate: u64) -> Result<()> {
         let mut configs: HashMap<_, u64, NaiveConfig> = bpf::get_bpf_map(&mut self.ebpf, "NAIVE_CONFIGS")?;
-        let id = cgroup::get_cgroup_id(scene.cgroup.path())?;
         configs
-            .insert(id, [NO_REFUSAL, NO_REFUSAL], 0)
+            .insert(cgroup::get_cgroup_id(cgroup)?, [rate, rate], 0)
             .map_err(|cause| Error::caused(Kind::Failed, "write the map NAIVE_CONFIGS", &cause))?;
-        let directory = open(scene)?;
-        for (name, hook) in [
-            ("empty_egress", CgroupHook::Egress),
-            ("empty_ingress", CgroupHook::Ingress),
-            ("naive_egress", CgroupHook::Egress),
-            ("naive_ingress", CgroupHook::Ingress),
-        ] {
-            self.links.push(bpf::attach_cgroup_skb(self.program(name)?, &directory, hook)?);
-        }
+        self.attach_program(cgroup, "naive", direction)
+    }
+
+    fn attach_program(&mut self, cgroup: &Path, kind: &str, direction: Direction) -> Result<()> {
+        let (hook, suffix) = hook(direction);
+        let program = self.program(&format!("{kind}_{suffix}"))?;
+        let link = bpf::attach_cgroup_skb(program, &open(cgroup)?, hook)?;
+        self.links.push(link);
         Ok(())
     }
 
@@ -190,10 +196,17 @@ impl Yardstick {
     }
 }
 
-fn open(scene: &Scene) -> Result<File> {
-    let path = scene.cgroup.path();
-    File::open(path)
-        .map_err(|cause| Error::caused(Kind::Failed, format!("open cgroup {}", path.display()), &cause))
+fn open(cgroup: &Path) -> Result<File> {
+    File::open(cgroup)
+        .map_err(|cause| Error::caused(Kind::Failed, format!("open cgroup {}", cgroup.display()), &cause))
+}
+
+/// Where a direction's programs are attached, and how their names end.
+fn hook(direction: Direction) -> (CgroupHook, &'static str) {
+    match direction {
+        Direction::Upload => (CgroupHook::Egress, "egress"),
+        Direction::Download => (CgroupHook::Ingress, "ingress"),
+    }
 }
 
 /// The programs that run for a packet in one direction.
@@ -209,11 +222,8 @@ pub struct Programs {
 impl Programs {
     /// Those attached at the scene's cgroup.
     pub fn find(scene: &Scene, direction: Direction) -> Result<Self> {
-        let (hook, suffix) = match direction {
-            Direction::Upload => (CgroupHook::Egress, "egress"),
-            Direction::Download => (CgroupHook::Ingress, "ingress"),
-        };
-        let directory = open(scene)?;
+        let (hook, suffix) = hook(direction);
+        let directory = open(scene.cgroup.path())?;
         let attached = sys::effective_programs(directory.as_fd(), hook)
             .map_err(|cause| Error::caused(Kind::Failed, "list the cgroup's programs", &cause))?;
         // The last of that name: those of the cgroups above come first.

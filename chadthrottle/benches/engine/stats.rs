@@ -1,7 +1,7 @@
-//! Run-time statistics of eBPF programs (BPF_ENABLE_STATS, Linux 5.8).
+//! Run-time statistics of eBPF programs (BPF_ENABLE_STATS, Linux 5.8), and of the machine.
 
 use std::{
-    io,
+    fs, io,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     thread,
     time::{Duration, Instant},
@@ -115,4 +115,22 @@ pub fn quantile(values: impl IntoIterator<Item = f64>, share: f64) -> f64 {
 /// [`quantile`] in the middle.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     quantile(values, 0.5)
+}
+
+/// Seconds that all processors together have been busy.
+pub fn busy() -> Result<f64> {
+    let stat = fs::read_to_string("/proc/stat")
+        .map_err(|cause| Error::caused(Kind::Failed, "read /proc/stat", &cause))?;
+    let numbers: Vec<f64> = stat
+        .lines()
+        .next()
+        .unwrap_or_default()
+        .split_whitespace()
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    match numbers[..] {
+        // user, nice, system, idle, iowait, irq, softirq: in ticks, of which a second has 100 everywhere.
+        [user, nice, system, _, _, irq, softirq, ..] => Ok((user + nice + system + irq + softirq) / 100.0),
+        _ => Err(Error::failed("/proc/stat has no times")),
+    }
 }

@@ -1,6 +1,6 @@
 //! What is compared: ours, and what people set up by hand.
 
-use std::process::Command;
+use std::{path::Path, process::Command};
 
 use chadthrottle::{
     Error, Kind, Result,
@@ -9,14 +9,22 @@ use chadthrottle::{
     selftest::{lab::CLIENT_DEVICE, traffic::now},
 };
 
-use crate::support::{Limit, Scene};
+use crate::{
+    scene::Yardstick,
+    support::{Limit, Scene},
+};
 
 /// A way to hold a rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Design {
     /// This program, as users get it.
     Ours,
-    /// A rule of nftables that drops what is over the rate: the dropping bucket.
+    /// The same where somebody else's filter decides what arrives before ours can lead it into the queue: windows, and the
+    /// bucket.
+    Window,
+    /// An eBPF program with the token bucket as it is usually written, which drops.
+    Naive,
+    /// A rule of nftables that drops what is over the rate.
     Nft,
     /// HTB with a class, on download behind an IFB.
     Htb,
@@ -26,6 +34,8 @@ pub enum Design {
 pub enum Held {
     /// By ours.
     Ours(Limit),
+    /// By a program of the benchmark's, since a time; it goes when this is dropped.
+    Naive(f64, #[allow(dead_code, reason = "owns the links")] Yardstick),
     /// By hand, since a time; it goes with its namespace.
     ByHand(f64),
 }
@@ -35,7 +45,7 @@ impl Held {
     pub fn since(&self) -> f64 {
         match self {
             Self::Ours(limit) => limit.since,
-            Self::ByHand(since) => *since,
+            Self::Naive(since, _) | Self::ByHand(since) => *since,
         }
     }
 
@@ -43,30 +53,65 @@ impl Held {
     pub fn end(self) -> Result<()> {
         match self {
             Self::Ours(limit) => limit.end().map(drop),
-            Self::ByHand(_) => Ok(()),
+            Self::Naive(..) | Self::ByHand(_) => Ok(()),
         }
     }
 }
 
 impl Design {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Ours, Self::Nft, Self::Htb];
+    pub const ALL: [Self; 5] = [Self::Ours, Self::Window, Self::Naive, Self::Nft, Self::Htb];
+
+    /// As the command line calls it.
+    pub fn key(self) -> &'static str {
+        match self {
+            Self::Ours => "ours",
+            Self::Window => "window",
+            Self::Naive => "naive",
+            Self::Nft => "nft",
+            Self::Htb => "htb",
+        }
+    }
 
     /// As the page calls it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ours => "chadthrottle",
+            Self::Window => "the same, no queue",
+            Self::Naive => "naive bucket",
             Self::Nft => "nft by hand",
             Self::Htb => "HTB by hand",
         }
     }
 
     /// Holds the client to a rate, bytes/s. By hand it is the whole namespace, in which nobody else is.
-    pub fn set(self, scene: &Scene, direction: Direction, rate: u64, pid: u32) -> Result<Held> {
+    /// `yardstick` is the object with the naive bucket.
+    pub fn set(
+        self,
+        scene: &Scene,
+        direction: Direction,
+        rate: u64,
+        pid: u32,
+        yardstick: &Path,
+    ) -> Result<Held> {
         let option = if direction == Direction::Upload { "-u" } else { "-d" };
         let lines: Vec<String> = match (self, direction) {
-            (Self::Ours, _) => {
+            (Self::Ours | Self::Window, _) => {
+                if self == Self::Window {
+                    run(&scene.lab.client, &format!("tc qdisc add dev {CLIENT_DEVICE} clsact"))?;
+                    run(
+                        &scene.lab.client,
+                        &format!(
+                            "tc filter add dev {CLIENT_DEVICE} ingress pref 1 u32 match u32 0 0 flowid :1"
+                        ),
+                    )?;
+                }
                 return scene.limit(&format!("pid:{pid} {option} {rate}")).map(Held::Ours);
+            }
+            (Self::Naive, _) => {
+                let mut programs = Yardstick::load(yardstick)?;
+                programs.attach_naive(scene.cgroup().path(), direction, rate)?;
+                return Ok(Held::Naive(now(), programs));
             }
             (Self::Nft, _) => {
                 let hook = if direction == Direction::Upload { "output" } else { "input" };

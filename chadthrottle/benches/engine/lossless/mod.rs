@@ -4,10 +4,10 @@ mod beside;
 mod design;
 mod page;
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use chadthrottle::{
-    Result,
+    Error, Kind, Result,
     kernel::{
         netns::Namespace,
         sock_diag::{Protocol, SockDiag},
@@ -23,15 +23,22 @@ use chadthrottle::{
 use self::design::Design;
 use crate::{
     ping::ECHO_PORT,
-    stats::median,
-    support::{Scene, has_congestion_control, relay::Line},
+    stats::{busy, median},
+    support::{Scene, has_congestion_control, program, relay::Line},
     worker::Worker,
 };
 
 /// What the line carries, as a multiple of the limit.
-const LINE: u64 = 12;
+const LINE: u64 = 8;
 /// And at most, bytes/s: more than this machine moves through it without taking part in the result.
 const FASTEST_LINE: u64 = 150_000_000;
+/// What waits in front of the line at most, and what receivers let their senders have under way beyond the line itself, all
+/// connections together: less than that, so that the line loses nothing before the limit comes. What it lost would be sent
+/// again afterwards, whoever limits.
+const BUFFER: Duration = Duration::from_millis(500);
+const QUEUED: Duration = Duration::from_millis(200);
+/// No connection's receive buffer is smaller, in bytes.
+const LEAST_BUFFER: u64 = 16_384;
 
 /// How long a transfer runs before the limit, in seconds.
 const BEFORE: f64 = 2.0;
@@ -44,8 +51,13 @@ const MEASURED_SLOW: u32 = 30;
 const SETTLED: f64 = 2.0;
 const SETTLED_LINE: f64 = 4.0;
 
-/// How long pings are sent in every second of it, in ms.
-const PINGING_MS: u32 = 500;
+/// How long pings are sent in every second of it, in ms, and from when on, in seconds: before, there is only traffic, and
+/// the processors are looked at.
+const PINGING_MS: u32 = 400;
+const LOOK_AFTER: f64 = 0.4;
+
+/// How long as much traffic without a limit runs before pings are sent beside it, in seconds.
+const ALONE: f64 = 0.6;
 
 /// One cell of the matrix.
 #[derive(Clone, Copy, Debug)]
@@ -69,27 +81,53 @@ pub struct Outcome {
     passed: Option<f64>,
     /// Of the bytes sent from one second after the limit on, those that were sent again.
     again: f64,
+    /// The same in packets.
+    packets: f64,
     /// What was sent again from the limit on, beyond what the line itself had lost, as a share of what was sent.
     caused: f64,
     /// The slowest connection's share of the fastest one's.
     fairness: f64,
     /// Payload received in the best second.
     most: f64,
+    /// The same of what passed.
+    most_passed: Option<f64>,
     /// How long a packet waits in the limit's queue, milliseconds, median; `None`: it has none.
     wait: Option<f64>,
     /// Round trip of the limited connections, as their senders see it, milliseconds, median.
     round_trip: f64,
-    /// What a ping of a process without a limit takes longer than before all traffic, milliseconds, medians.
+    /// What a ping of a process without a limit takes longer than beside as much traffic without one, milliseconds,
+    /// medians.
     ping: f64,
+    /// How busy all processors together are, traffic included, as a share of one.
+    busy: f64,
 }
 
+/// Payload of a full packet, with the timestamp option.
+const PAYLOAD: f64 = 1448.0;
+
 impl Outcome {
-    /// Payload that a limit of IP bytes can carry at most, with full packets and the timestamp option.
-    const CEILING: f64 = 1448.0 / 1500.0;
+    /// Payload that a limit of IP bytes can carry at most.
+    const CEILING: f64 = PAYLOAD / 1500.0;
 
     /// Distance from what can be reached.
     fn distance(&self) -> f64 {
         (self.goodput / Self::CEILING - 1.0).abs()
+    }
+}
+
+impl Cell {
+    /// Whether it has these properties: design, direction, MB/s, round trip, connections, congestion control; any where
+    /// there is `*`, or no word.
+    fn is(&self, words: &str) -> bool {
+        let own = [
+            self.design.key().to_owned(),
+            self.direction.to_string(),
+            (self.rate as f64 / 1e6).to_string(),
+            self.round_trip_ms.to_string(),
+            self.flows.to_string(),
+            self.congestion.to_owned(),
+        ];
+        words.split_whitespace().zip(&own).all(|(word, own)| word == "*" || word == own)
     }
 }
 
@@ -112,7 +150,16 @@ fn cells(full: bool) -> Vec<Cell> {
                         for design in Design::ALL {
                             // Others' are for comparison: a part of the matrix is enough.
                             let compared = flows == 8 && rate <= 10_000_000 && round_trip_ms != 20;
-                            if design == Design::Ours || compared {
+                            let windows = flows <= 8
+                                && (1_000_000..=10_000_000).contains(&rate)
+                                && round_trip_ms > 0
+                                && direction == Direction::Download;
+                            let wanted = match design {
+                                Design::Ours => true,
+                                Design::Window => windows,
+                                Design::Naive | Design::Nft | Design::Htb => compared,
+                            };
+                            if wanted {
                                 cells.push(Cell {
                                     design,
                                     direction,
@@ -132,12 +179,25 @@ fn cells(full: bool) -> Vec<Cell> {
     cells
 }
 
-/// Measures all cells, a few of them unless `full`, and writes the page and its plot into `folder`.
-pub fn measure(full: bool, folder: Option<&Path>) -> Result<()> {
+/// What of the matrix, and where to.
+pub struct Plan<'a> {
+    /// All of it, not a few cells.
+    pub full: bool,
+    /// Of these only those that [`Cell::is`] fits.
+    pub cells: Option<&'a str>,
+    /// For the page and its plot.
+    pub folder: Option<&'a Path>,
+    /// The object with the naive bucket.
+    pub yardstick: &'a Path,
+}
+
+/// Measures cells, and writes the page and its plot.
+pub fn measure(plan: &Plan<'_>) -> Result<()> {
     let mut outcomes = Vec::new();
-    let cells = cells(full);
+    let mut cells = cells(plan.full);
+    cells.retain(|cell| plan.cells.is_none_or(|words| cell.is(words)));
     for (number, cell) in cells.iter().enumerate() {
-        match run(cell) {
+        match run(cell, plan.yardstick) {
             Ok(outcome) => {
                 eprintln!("{}/{}: {}", number + 1, cells.len(), page::row(&outcome));
                 outcomes.push(outcome);
@@ -147,8 +207,11 @@ pub fn measure(full: bool, folder: Option<&Path>) -> Result<()> {
         }
         chadthrottle::selftest::interrupt::check()?;
     }
+    if plan.cells.is_some() {
+        return Ok(());
+    }
     let beside = beside::measure()?;
-    page::write(&outcomes, &beside, folder)
+    page::write(&outcomes, &beside, plan.folder)
 }
 
 /// Only what a limit costs traffic that has none.
@@ -157,15 +220,32 @@ pub fn measure_beside() -> Result<()> {
     Ok(())
 }
 
-fn run(cell: &Cell) -> Result<Outcome> {
+fn run(cell: &Cell, yardstick: &Path) -> Result<Outcome> {
     let scene = match cell.round_trip_ms {
         0 => Scene::new()?,
-        ms => Scene::over(Line::new(ms, (cell.rate * LINE).min(FASTEST_LINE)))?,
+        ms => {
+            let round_trip = Duration::from_millis(ms);
+            let line = Line { round_trip, rate: (cell.rate * LINE).min(FASTEST_LINE), buffer: BUFFER };
+            let scene = Scene::over(line)?;
+            let under_way = line.rate as f64 * (round_trip + QUEUED).as_secs_f64();
+            let buffer = (under_way as u64 / u64::from(cell.flows)).max(LEAST_BUFFER);
+            for namespace in [&scene.lab.client, &scene.lab.server] {
+                namespace.run(|| set_buffers(buffer))?;
+            }
+            scene
+        }
     };
-    let mut neighbour = Neighbour::new(&scene)?;
-    let alone = neighbour.ping()?;
     let server = scene.server()?;
     let way = if cell.direction == Direction::Upload { "put" } else { "get" };
+    let mut neighbour = Neighbour::new(&scene)?;
+    let alone = {
+        let words =
+            format!("connect tcp {} {way} rate={} run={}", scene.tcp(Version::V4), cell.rate, scene.run());
+        let place = Place { namespace: Some(&scene.lab.client), cgroup: None };
+        let _other = Traffic::spawn(&program(), "as much traffic without a limit", place, &[words])?;
+        sleep_until(now() + ALONE)?;
+        neighbour.ping()?
+    };
     let runs: Vec<u64> = (0..cell.flows).map(|_| scene.run()).collect();
     let connections: Vec<_> = runs
         .iter()
@@ -178,7 +258,7 @@ fn run(cell: &Cell) -> Result<Outcome> {
         Direction::Download => (&server, &client, &scene.lab.server),
     };
     let target = format!("pid:{}", client.pid());
-    let limit = cell.design.set(&scene, cell.direction, cell.rate, client.pid())?;
+    let limit = cell.design.set(&scene, cell.direction, cell.rate, client.pid(), yardstick)?;
     let since = limit.since();
     let start = sent(sender, &runs, since)?;
     let second = sent(sender, &runs, since + 1.0)?;
@@ -187,23 +267,26 @@ fn run(cell: &Cell) -> Result<Outcome> {
     let measured = if slow { MEASURED_SLOW } else { MEASURED };
     let to = from + f64::from(measured);
     let passed = || match cell.design {
-        Design::Ours => scene.passed(&target, cell.direction).map(Some),
-        Design::Nft | Design::Htb => Ok(None),
+        Design::Ours | Design::Window => scene.passed(&target, cell.direction).map(Some),
+        _ => Ok(None),
     };
     sleep_until(from)?;
-    let passed_before = passed()?;
-    let (mut waits, mut trips, mut pings) = (Vec::new(), Vec::new(), Vec::new());
+    let mut passes = vec![passed()?];
+    let (mut waits, mut trips, mut pings, mut shares) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for second in 0..measured {
-        sleep_until(from + 0.3 + f64::from(second))?;
+        let (start, before) = (now(), busy()?);
+        sleep_until(from + LOOK_AFTER + f64::from(second))?;
+        shares.push((busy()? - before) / (now() - start));
         if cell.design == Design::Ours && cell.direction == Direction::Download {
             let report = scene.report(&target)?;
             waits.extend(report.directions.download.and_then(|held| held.counters.queue_us));
         }
         trips.push(round_trip(namespace)?);
         pings.push(neighbour.ping()?);
+        sleep_until(from + f64::from(second + 1))?;
+        passes.push(passed()?);
     }
     let end = sent(sender, &runs, to)?;
-    let passed_after = passed()?;
     let meter = receiver.meter_at(to)?;
     let rates: Vec<f64> = runs.iter().map(|&run| meter.rate(run, from, to, |totals| totals.rx)).collect();
     let rate = cell.rate as f64;
@@ -211,13 +294,15 @@ fn run(cell: &Cell) -> Result<Outcome> {
         let from = from + f64::from(second);
         runs.iter().map(|&run| meter.rate(run, from, from + 1.0, |totals| totals.rx)).sum::<f64>() / rate
     };
+    let passes: Vec<(f64, u64)> = passes.into_iter().flatten().collect();
+    let share = |from: &(f64, u64), to: &(f64, u64)| (to.1 - from.1) as f64 / (to.0 - from.0) / rate;
     let outcome = Outcome {
         cell: *cell,
         goodput: rates.iter().sum::<f64>() / rate,
-        passed: passed_before
-            .zip(passed_after)
-            .map(|((from, before), (to, after))| (after - before) as f64 / (to - from) / rate),
+        passed: passes.first().zip(passes.last()).map(|(from, to)| share(from, to)),
+        most_passed: passes.windows(2).map(|pair| share(&pair[0], &pair[1])).reduce(f64::max),
         again: (end.1 - second.1) / (end.0 - second.0).max(1.0),
+        packets: (end.1 - second.1) / PAYLOAD,
         // What the line lost is sent again by and by, limit or not.
         caused: (end.1 - start.1.max(scene.lost_payload() as f64)).max(0.0) / (end.0 - start.0).max(1.0),
         fairness: rates.iter().copied().fold(f64::INFINITY, f64::min)
@@ -226,9 +311,24 @@ fn run(cell: &Cell) -> Result<Outcome> {
         wait: (!waits.is_empty()).then(|| median(waits.into_iter().map(|us| us as f64 / 1e3))),
         round_trip: median(trips),
         ping: median(pings) - alone,
+        busy: median(shares),
     };
     limit.end()?;
     Ok(outcome)
+}
+
+/// Sets what TCP connections of the calling thread's namespace let be under way at most, in bytes. A sender keeps more than
+/// that: it has not been told of all that arrived.
+fn set_buffers(bytes: u64) -> Result<()> {
+    let least = bytes.min(131_072);
+    for (name, sizes) in [
+        ("tcp_rmem", format!("4096 {least} {bytes}")),
+        ("tcp_wmem", format!("4096 16384 {}", (4 * bytes).max(4 << 20))),
+    ] {
+        std::fs::write(format!("/proc/sys/net/ipv4/{name}"), sizes)
+            .map_err(|cause| Error::caused(Kind::Failed, format!("set {name}"), &cause))?;
+    }
+    Ok(())
 }
 
 /// A process without a limit in the limited one's namespace, and who answers it at the other end.

@@ -34,8 +34,8 @@ Processor time is in [backends.md](backends.md).
 ";
 
 const COLUMNS: &str = "\
-| held by | direction | limit MB/s | round trip ms | connections | control | goodput | off | passed | again | caused | fair | best second | wait | own trip | others' ping |
-|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|
+| held by | direction | limit MB/s | round trip ms | connections | control | goodput | off | passed | again | packets | caused | fair | best second | passed | wait | own trip | others' ping | busy |
+|---|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|
 ";
 
 const SHORT: &str = "\
@@ -83,20 +83,23 @@ bounds it, so that every instruction on its way counts), while another process d
 pub fn row(outcome: &Outcome) -> String {
     let Cell { design, direction, rate, flows, congestion, round_trip_ms } = outcome.cell;
     format!(
-        "| {} | {direction} | {} | {round_trip_ms} | {flows} | {congestion} | {:.3} | {:.3} | {} | {:.2} % | {:.2} % | {:.2} | \
-         {:.2} | {} | {:.1} | {:+.2} |",
+        "| {} | {direction} | {} | {round_trip_ms} | {flows} | {congestion} | {:.3} | {:.3} | {} | {:.2} % | {:.0} | {:.2} % | \
+         {:.2} | {:.2} | {} | {} | {:.1} | {:+.2} | {:.0} % |",
         design.name(),
         rate as f64 / 1e6,
         outcome.goodput,
         outcome.distance(),
         outcome.passed.map(|passed| format!("{passed:.3}")).unwrap_or_default(),
         outcome.again * 100.0,
+        outcome.packets,
         outcome.caused * 100.0,
         outcome.fairness,
         outcome.most,
+        outcome.most_passed.map(|most| format!("{most:.2}")).unwrap_or_default(),
         outcome.wait.map(|wait| format!("{wait:.0}")).unwrap_or_default(),
         outcome.round_trip,
         outcome.ping,
+        outcome.busy * 100.0,
     )
 }
 
@@ -186,7 +189,9 @@ fn plot(outcomes: &[Outcome]) -> String {
     trips.dedup();
     let mut bars = Vec::new();
     for trip in trips {
-        for (design, colour) in Design::ALL.into_iter().zip(["#1b7837", "#b2182b", "#2166ac"]) {
+        for (design, colour) in
+            Design::ALL.into_iter().zip(["#1b7837", "#7fbf7b", "#762a83", "#b2182b", "#2166ac"])
+        {
             let wanted = |cell: &Cell| {
                 cell.design == design
                     && cell.round_trip_ms == trip

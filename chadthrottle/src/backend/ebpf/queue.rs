@@ -27,8 +27,10 @@ use crate::{
     model::{self, RungKind},
 };
 
-/// Delay that the queue may have, in microseconds: what the windows allow beyond the round trip.
-pub(super) const QUEUE_US: u32 = 50_000;
+/// Delay that the queue may have, in microseconds: what the windows allow beyond the round trip. A window is a whole number
+/// of segments, and the round trip of a short line is measured too long while it is busy: it becomes 55 ms (measured; with
+/// 50 ms here 60).
+pub(super) const QUEUE_US: u32 = 45_000;
 
 /// The loopback device in every namespace. Its packets never crossed a line: the bucket costs them little.
 const LOOPBACK: u32 = 1;
