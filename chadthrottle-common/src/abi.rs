@@ -200,8 +200,8 @@ pub struct Tag {
     /// Of a TCP connection: which of `limits` are about traffic with its far end, the first one in bit 0; with
     /// [`APPLIES_KNOWN`]. 0: not found out yet.
     pub applies: u32,
-    /// 0.
-    pub reserved: u32,
+    /// 1: the last packet received had not been in the queue; 0: it had, or there was none.
+    pub past_queue: u32,
 }
 
 /// [`Tag::applies`] has been found out.

@@ -33,6 +33,11 @@ const SLOW: u64 = FLOW_BYTES * 1_000_000_000 * crate::bucket::TICKS_PER_NS / BUR
 const MOST_UP: i64 = 1_024;
 const MOST_DOWN: i64 = 256;
 
+/// No flow gets a lower cap, bytes/s. Over a short line TCP sends 64 KB at a time, and then waits for as long as they take at
+/// the cap that stood then, also when the limit has ended meanwhile: 8 s at this one, minutes at what a limit of 1 KB/s
+/// would give each of four flows. Below it the bucket holds alone.
+const LEAST_CAP: u64 = 8_000;
+
 /// Time between two looks at `rate` and `level` bytes/s, ns.
 #[inline(always)]
 pub fn period_ns(rate: u64, level: u64) -> u64 {
@@ -87,12 +92,13 @@ pub fn next_level(level: u64, rate: u64, found: Use) -> u64 {
     }
 }
 
-/// What to set as a flow's pacing rate: the kernel paces payload, the limit counts IP bytes. Bytes/s.
+/// What to set as a flow's pacing rate: the kernel paces payload, the limit counts IP bytes. Bytes/s, at least
+/// [`LEAST_CAP`].
 #[inline(always)]
 pub fn payload_rate(level: u64, ipv6: bool) -> u64 {
     // Of 1500 bytes 52 are headers with IPv4, 72 with IPv6 (timestamps included).
     let payload = if ipv6 { 1_428 } else { 1_448 };
-    level / 1_500 * payload + level % 1_500 * payload / 1_500
+    (level / 1_500 * payload + level % 1_500 * payload / 1_500).max(LEAST_CAP)
 }
 
 #[cfg(test)]

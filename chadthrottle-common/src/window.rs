@@ -42,6 +42,24 @@ pub fn wanted(rate_bps: u64, min_rtt_us: u32, queue_us: u32, weight: u32) -> u32
     (bytes * u64::from(WHOLE) / weight).clamp(u64::from(LEAST), MOST) as u32
 }
 
+/// What windows allow for beyond the round trip where nothing can wait, in microseconds: a part of the credit of the
+/// bucket, which had `credit_ticks` just now (below zero: debt). So they grow until all of the limit is used, and the
+/// bucket need not refuse anything. They move the credit with the round trip's delay; with a quarter of it they do
+/// not swing.
+#[inline(always)]
+pub fn allowance_us(credit_ticks: i64) -> u32 {
+    const MOST_US: u64 = 1_000_000;
+    // eBPF divides without signs only.
+    let credit = if credit_ticks < 0 { 0 } else { credit_ticks as u64 };
+    ((credit >> 2) / (crate::bucket::TICKS_PER_NS * 1_000)).min(MOST_US) as u32
+}
+
+/// The part of a rate that is payload, roughly: what windows count, and all they may allow for where nothing can wait.
+#[inline(always)]
+pub fn payload(rate_bps: u64) -> u64 {
+    rate_bps - (rate_bps >> 5)
+}
+
 /// What a connection weighs that was sent `bytes` in `elapsed_ns` under a window of `window` bytes. Its round trip is
 /// `rtt_us` now, with what waits in the queue.
 ///

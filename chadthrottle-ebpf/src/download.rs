@@ -19,7 +19,8 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use chadthrottle_common::{
-    abi::{ActiveFlows, CLASS_MAJOR, CgroupThrottleConfig, DOWNLOAD, FlowWindow, Tag},
+    abi::{ActiveFlows, CLASS_MAJOR, CgroupThrottleConfig, DOWNLOAD, FlowWindow, Tag, TokenBucket},
+    bucket::ticks,
     window::{self, WHOLE, Weights},
 };
 
@@ -27,7 +28,7 @@ use crate::{
     atomic,
     kernel::{field, global},
     limit::{TCP_LISTEN, held_tag, stats},
-    maps::{CGROUP_CONFIGS, CGROUP_FLOWS, WINDOWS, live_state},
+    maps::{CGROUP_BUCKETS, CGROUP_CONFIGS, CGROUP_FLOWS, WINDOWS, live_state},
     remote::{FarEnd, Limits, are_selective, narrow},
 };
 
@@ -244,33 +245,62 @@ fn active_weight(id: u64, period: u32, turn: bool, weigh: impl FnOnce(u32) -> u3
     }
 }
 
+/// Delay beyond the round trip that a limit's windows allow for, in microseconds, for a connection that has a queue, or
+/// (`past`) has none. Global for the reason that [`weigh`] has.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn allowance(id: u64, past: u64, now_ns: u64) -> u64 {
+    // SAFETY: map values of two elements; freed only a second after the last tag that names them was resolved anew.
+    unsafe {
+        if past == 0 {
+            return CGROUP_CONFIGS.get(id).map_or(0, |[_, config]| config.queue_us.into());
+        }
+        let Some(pair) = CGROUP_BUCKETS.get_ptr(id) else { return 0 };
+        let bucket = pair.cast::<TokenBucket>().add(DOWNLOAD);
+        let now = ticks(now_ns, (*bucket).epoch_ns);
+        let credit = now.wrapping_sub((*bucket).virtual_time) as i64;
+        let most = (*bucket).capacity_ticks as i64;
+        window::allowance_us(if credit > most { most } else { credit }).into()
+    }
+}
+
 /// What a connection weighed, and weighs now, in a limit: [`Weights`], from those `before`, 0 for none. Others weigh
-/// `sum`, it had `received` bytes in `elapsed_ns`, 0 when that is not known; two figures of 32 bits share a word.
+/// `sum`, it had `received` bytes in `elapsed_ns`, 0 when that is not known; two figures of 32 bits share a word, as
+/// `queue_us` and `before` do.
 ///
 /// Global and of plain numbers, for the same reason as [`limit_applies`](crate::remote): in place it would be looked
 /// at a hundred times more often.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn weigh(id: u64, sum_and_rtt: u64, received_and_rtt: u64, elapsed_ns: u64, before: u64) -> u64 {
+extern "C" fn weigh(
+    id: u64,
+    sum_and_rtt: u64,
+    received_and_rtt: u64,
+    elapsed_ns: u64,
+    queue_and_before: u64,
+) -> u64 {
     // SAFETY: the element is freed only a second after the last tag that names it was resolved anew.
     let config = unsafe { CGROUP_CONFIGS.get(id) };
-    let Some([_, CgroupThrottleConfig { rate_bps, queue_us, .. }]) = config else {
+    let Some([_, CgroupThrottleConfig { rate_bps, .. }]) = config else {
         return Weights::UNKNOWN.0.into();
     };
     if elapsed_ns == 0 {
         return Weights::UNKNOWN.0.into();
     }
-    let before = if before == 0 { Weights::UNKNOWN } else { Weights(before as u32) };
+    let (queue_us, before) = ((queue_and_before >> 32) as u32, queue_and_before as u32);
+    let before = if before == 0 { Weights::UNKNOWN } else { Weights(before) };
     let (sum, min_rtt_us) = ((sum_and_rtt >> 32) as u32, sum_and_rtt as u32);
     let (received, rtt_us) = ((received_and_rtt >> 32) as u32, received_and_rtt as u32);
-    let window = window::wanted(*rate_bps, min_rtt_us, *queue_us, sum);
-    before.then(window::weight(received, elapsed_ns, rtt_us, min_rtt_us, *queue_us, window)).0.into()
+    let window = window::wanted(*rate_bps, min_rtt_us, queue_us, sum);
+    before.then(window::weight(received, elapsed_ns, rtt_us, min_rtt_us, queue_us, window)).0.into()
 }
 
-/// The window of a connection under its limits, and whose it is: the smallest of what each of them leaves it.
+/// The window of a connection under its limits, and whose it is: the smallest of what each of them leaves it. `past`: what
+/// it receives has not been in a queue.
 #[inline(always)]
 fn smallest_window(
     limits: &Limits,
+    past: bool,
     flow: &mut FlowWindow,
     ack: u32,
     rtt_us: u32,
@@ -290,17 +320,20 @@ fn smallest_window(
         }
         // SAFETY: the element is freed only a second after the last tag that names it was resolved anew.
         let Some([_, config]) = (unsafe { CGROUP_CONFIGS.get(id) }) else { continue };
-        let (rate, queue_us) = (config.rate_bps, config.queue_us);
-        if rate == 0 || queue_us == 0 {
+        let rate = config.rate_bps;
+        if rate == 0 || config.queue_us == 0 {
             continue;
         }
+        let allowance_us = allowance(*id, past.into(), now_ns);
         let sum = active_weight(*id, period, turn, |sum| {
             let sum_and_rtt = u64::from(sum) << 32 | u64::from(min_rtt_us);
             let received_and_rtt = u64::from(received) << 32 | u64::from(rtt_us);
-            *weights = weigh(*id, sum_and_rtt, received_and_rtt, elapsed_ns, (*weights).into()) as u32;
+            let queue_and_before = allowance_us << 32 | u64::from(*weights);
+            *weights = weigh(*id, sum_and_rtt, received_and_rtt, elapsed_ns, queue_and_before) as u32;
             Weights(*weights).most()
         });
-        let wanted = window::wanted(rate, min_rtt_us, queue_us, sum);
+        let rate = if past { window::payload(rate) } else { rate };
+        let wanted = window::wanted(rate, min_rtt_us, allowance_us as u32, sum);
         if smallest.is_none_or(|(other, _)| wanted < other) {
             smallest = Some((wanted, *id));
         }
@@ -369,8 +402,13 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
         }
         let flow = WINDOWS.get_or_create(socket.cast())?;
         let rtt_us = observe_round_trip(flow, tcp);
-        let (wanted, whose) = smallest_window(&limits, flow, ack, rtt_us, now_ns)?;
+        let past = tag.past_queue != 0;
+        let (mut wanted, whose) = smallest_window(&limits, past, flow, ack, rtt_us, now_ns)?;
         let scale = field::<u8>(tcp, global::TCP_RCV_WSCALE()) >> (global::TCP_RCV_WSCALE_SHIFT() & 7) & 15;
+        if past {
+            // It is rounded up to units, and nothing waits that is too much.
+            wanted = wanted.saturating_sub((1 << scale) - 1).max(window::LEAST);
+        }
         // Another limit, or a lower rate: again as at the start.
         let known = flow.limit == id && flow.rate_bps <= config.rate_bps;
         let lowered =

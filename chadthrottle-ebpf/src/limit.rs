@@ -475,10 +475,16 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
                 return None;
             }
         }
-        let priority = (*ctx.skb.skb).priority;
+        // Over loopback it is the sender's. Without a branch, which would double what the verifier walks through.
+        let elsewhere = ((*ctx.skb.skb).ifindex ^ LOOPBACK) as i32;
+        let priority = (*ctx.skb.skb).priority & ((elsewhere | elsewhere.wrapping_neg()) >> 31) as u32;
         let timed = direction == DOWNLOAD && priority >> 16 == TIMED_MAJOR;
-        if direction == DOWNLOAD && priority >> 16 != CLASS_MAJOR && !timed {
-            tell_device(ctx, tag);
+        if direction == DOWNLOAD {
+            let queued = priority >> 16 == CLASS_MAJOR || timed;
+            tag.past_queue = u32::from(!queued);
+            if !queued {
+                tell_device(ctx, tag);
+            }
         }
         let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx), priority };
         if timed && packet.was_charged(if selective { &narrowed } else { &tag.limits }) {

@@ -202,6 +202,12 @@ pub fn tag_open_sockets(ctx: *mut TaskFileContext) -> i32 {
         if global::SK_RX_DEVICE() != 0 {
             record.device = field(sk, global::SK_RX_DEVICE());
         }
+        // Datagrams leave no trace of their device on the socket.
+        if record.device == 0
+            && let Some(tag) = TAGS.get(sk)
+        {
+            record.device = if tag.told_device != 0 { tag.told_device } else { tag.last_device };
+        }
         if let Some(flow) = FLOWS.get(sk) {
             record.level = flow.level;
             if flow.follows != 0 {

@@ -66,13 +66,18 @@ pub(super) struct Held {
 }
 
 impl Held {
-    /// Takes note of an escape; true at the first sight of its kind.
+    /// Takes note of an escape, and of the latest of its kind; true at the first sight of that.
     pub fn note(&mut self, escape: &Escape) -> bool {
-        let new = self.escapes.iter().all(|known| known.kind != escape.kind);
-        if new {
-            self.escapes.push(escape.clone());
+        match self.escapes.iter_mut().find(|known| known.kind == escape.kind) {
+            Some(known) => {
+                known.message.clone_from(&escape.message);
+                false
+            }
+            None => {
+                self.escapes.push(escape.clone());
+                true
+            }
         }
-        new
     }
 
     pub fn report(&self, now: Instant) -> LimitReport {

@@ -8,7 +8,7 @@ use std::{
 
 use super::{CHECK_PERIOD, Engine, Event, What, held::Held};
 use crate::{
-    model::{Direction, Escape, EscapeKind, LimitId, Target},
+    model::{Direction, Escape, EscapeKind, LimitId, Rate, Target},
     owner::protocol::EndReason,
 };
 
@@ -120,8 +120,9 @@ impl Engine {
                     seen.extend(placed.meter.above(placed.rate(), backend.credit(placed.rate())).map(|measured| Escape {
                         kind: EscapeKind::AboveLimit,
                         message: format!(
-                            "{direction} ran at {measured} bytes/s over the last three seconds; the limit is {}",
-                            placed.rate().bytes_per_second()
+                            "{direction} ran at {} over three seconds, the last time that it was too fast; the limit is {}",
+                            Rate::new(measured / 1_000 * 1_000).map_or_else(|| format!("{measured} bytes/s"), |rate| rate.to_string()),
+                            placed.rate()
                         ),
                     }));
                 }

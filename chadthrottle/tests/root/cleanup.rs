@@ -1,6 +1,11 @@
 //! Nothing of ours outlives its use, however it ends. Every trial looks at the whole machine afterwards.
 
-use std::{fs, os::fd::AsFd, path::Path};
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd},
+    path::Path,
+    process::Command,
+};
 
 use chadthrottle::{
     kernel::{
@@ -33,6 +38,7 @@ pub fn trials() -> Vec<Trial> {
         plain("cleanup::stopped_owner", stopped_owner),
         plain("cleanup::end_of_the_target", end_of_the_target),
         plain("cleanup::end_of_the_duration", end_of_the_duration),
+        plain("cleanup::passed_on", passed_on),
         plain("cleanup::cleared", cleared),
         plain("cleanup::killed_selftest", killed_selftest),
         plain("cleanup::selftest_makes_its_folder", selftest_folder),
@@ -191,6 +197,35 @@ pub fn end_of_the_target(scene: &Scene) -> Result<()> {
     let (status, _) = limit.call.finish()?;
     ensure!(status.success(), "{status}");
     ensure!(now() - time < 2.0, "the command ended only {:.1} s after its target", now() - time);
+    Ok(())
+}
+
+/// A connection that a process without a limit holds as well, when the limited one has ended: nobody paces it any more.
+fn passed_on(scene: &Scene) -> Result<()> {
+    let _server = scene.server()?;
+    let failed = |cause: std::io::Error| Error::failed(format!("pass a connection on: {cause}"));
+    let address = scene.tcp(Version::V4);
+    let stream = scene.lab.client.run(|| std::net::TcpStream::connect(address).map_err(failed))?;
+    let cap = || sockets::max_pacing_rate(stream.as_fd()).map_err(failed);
+    let before = cap()?;
+    // SAFETY: a descriptor of ours; its copy is for the child, and stays open here until the end of the trial.
+    ensure!(unsafe { libc::dup(stream.as_raw_fd()) } >= 0, "copy a descriptor");
+    let mut command = Command::new("sleep");
+    command.arg("60");
+    let place = Place { namespace: None, cgroup: Some(scene.cgroup()) };
+    let mut child = place.contain(&mut command)?.spawn().map_err(failed)?;
+    let limit = scene.limit(&format!("pid:{} -u 300K", child.id()))?;
+    sleep_until(limit.since + 0.5)?;
+    let held = cap();
+    let ended = child.kill().and_then(|()| child.wait());
+    let held = held?;
+    ended.map_err(failed)?;
+    ensure!(held < 400_000, "a cap of {held} under a limit of 300 KB/s");
+    let deadline = now() + 3.0;
+    while cap()? != before {
+        ensure!(now() < deadline, "a cap of {} is left; before it was {before}", cap()?);
+        sleep_until(now() + 0.05)?;
+    }
     Ok(())
 }
 

@@ -1,16 +1,21 @@
 //! Downloads through the queue: nothing is sent twice, and nothing is left of it.
 
+use std::time::Duration;
+
 use chadthrottle::{
     kernel::{
         bpf::load_ebpf_program,
         tc::{Does, Hook, Tc},
     },
-    model::RungKind,
+    model::{Rung, RungKind},
     selftest::process::Place,
 };
 use libtest_mimic::Trial;
 
-use crate::support::{relay::Line, *};
+use crate::{
+    foreign,
+    support::{relay::Line, *},
+};
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -32,6 +37,9 @@ pub fn trials() -> Vec<Trial> {
             }
         }
     }
+    let line = Line { buffer: Duration::from_millis(300), ..Line::new(20, 8_000_000) };
+    trials.push(line_trial("lossless::past_the_queue", move || Scene::over(line), past_the_queue));
+    trials.push(trial("lossless::a_chain_at_the_ingress", a_chain_at_the_ingress));
     trials.push(plain("lossless::many_limits", many_limits));
     trials.push(plain("lossless::foreign_filters_stay", foreign_filters_stay));
     trials.push(plain("lossless::made_again", made_again));
@@ -98,6 +106,95 @@ fn download(scene: &Scene, rate: u64, flows: u32, congestion: &str, version: Ver
     );
     // 50 ms are wanted.
     ensure!(counters.queue_us.is_some_and(|us| us <= 200_000), "a queue of {:?} us", counters.queue_us);
+    limit.end()?;
+    Ok(Finding::Holds)
+}
+
+/// Somebody's filter decides before ours: the status says that nothing comes through the queue, and the windows still keep
+/// the sender from sending much twice. When that filter goes there is a queue again.
+fn past_the_queue(scene: &Scene) -> Result<Finding> {
+    const RATE: u64 = 1_000_000;
+    let tc = |words: &str| foreign::run(&scene.lab.client, &format!("tc {words}"));
+    if tc("qdisc add dev chadt-c clsact")?.is_none() {
+        return Ok(Finding::Skipped("there is no tc".into()));
+    }
+    tc("filter add dev chadt-c ingress pref 1 u32 match u32 0 0 flowid :1")?;
+    let server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} get cc=cubic run={run}", scene.tcp(Version::V4))])?;
+    sleep_until(now() + 1.0)?;
+    let target = format!("pid:{}", client.pid());
+    let limit = scene.limit(&format!("{target} -d {RATE}"))?;
+    let (from, to) = (limit.since + 4.0, limit.since + 10.0);
+    let start = sent(&server, run, from)?;
+    let end = sent(&server, run, to)?;
+    let again = (end.1 - start.1) / (end.0 - start.0);
+    let share = received(&client, run, from, to)? / RATE as f64;
+    let past = rung(scene, &target)?;
+    eprintln!("{share:.3} of the limit, sent again {again:.5}, {past:?}");
+    let said = past.reason.as_deref().is_some_and(|reason| reason.contains("past the queue"));
+    ensure!(past.kind == RungKind::WindowBucket && said, "the status tells of {past:?}");
+    ensure!((0.85..=0.985).contains(&share), "{share:.3} of the limit");
+    ensure!(again <= 0.02, "sent again {again:.5}");
+    tc("filter del dev chadt-c ingress pref 1")?;
+    sleep_until(now() + 3.0)?;
+    let last = rung(scene, &target)?;
+    ensure!(is_queue(&last), "in the end: {last:?}");
+    limit.end()?;
+    tc("qdisc del dev chadt-c clsact")?;
+    Ok(Finding::Holds)
+}
+
+/// How the limit of `target` holds downloads at the client's device.
+fn rung(scene: &Scene, target: &str) -> Result<Rung> {
+    let held = scene.report(target)?.directions.download;
+    let rungs = held.map_or_else(Vec::new, |held| held.rungs);
+    let rung = rungs.into_iter().find(|rung| rung.device.as_deref() == Some("chadt-c"));
+    rung.ok_or_else(|| Error::failed("the status tells of no device"))
+}
+
+fn is_queue(rung: &Rung) -> bool {
+    matches!(rung.kind, RungKind::IfbFqWindow | RungKind::IfbHtbWindow)
+}
+
+/// A user's firewall at the device's ingress hook goes on to see every packet: what comes out of a queue would go past it,
+/// so there is none as long as it is there.
+fn a_chain_at_the_ingress(scene: &Scene) -> Result<Finding> {
+    let nft = |words: &str| foreign::run(&scene.lab.client, &format!("nft {words}"));
+    if nft("--version")?.is_none() {
+        return Ok(Finding::Skipped("there is no nft".into()));
+    }
+    let seen = || -> Result<u64> {
+        let listed = nft("list chain netdev theirs in")?.unwrap_or_default();
+        let packets = listed.split("packets ").nth(1).and_then(|rest| rest.split(' ').next()?.parse().ok());
+        packets.ok_or_else(|| Error::failed(format!("no counter in: {listed}")))
+    };
+    let _server = scene.server()?;
+    let run = scene.run();
+    let client = scene.client(&[format!("connect tcp {} get cc=cubic run={run}", scene.tcp(Version::V4))])?;
+    let target = format!("pid:{}", client.pid());
+    let limit = scene.limit(&format!("{target} -d 1M"))?;
+    sleep_until(now() + 1.0)?;
+    let first = rung(scene, &target)?;
+    ensure!(is_queue(&first), "at first: {first:?}");
+    nft("add table netdev theirs")?;
+    nft("add chain netdev theirs in { type filter hook ingress device chadt-c priority 0 ; }")?;
+    nft("add rule netdev theirs in counter")?;
+    sleep_until(now() + 3.0)?;
+    let (before, from) = (seen()?, now());
+    let held = rung(scene, &target)?;
+    let said = held.reason.as_deref().is_some_and(|reason| reason.contains("netfilter chain theirs in"));
+    ensure!(held.kind == RungKind::WindowBucket && said, "beside a chain: {held:?}");
+    let share = received(&client, run, from, from + 3.0)? / 1e6;
+    let packets = seen()? - before;
+    eprintln!("{share:.3} of the limit, {packets} packets seen by the chain");
+    ensure!((0.3..=1.05).contains(&share), "{share:.3} of the limit");
+    // Buffers of many packets at once, where the device puts them together.
+    ensure!(packets as f64 > 3.0 * share * 1e6 / 66_000.0, "the chain saw {packets} packets");
+    nft("delete table netdev theirs")?;
+    sleep_until(now() + 3.0)?;
+    let last = rung(scene, &target)?;
+    ensure!(is_queue(&last), "in the end: {last:?}");
     limit.end()?;
     Ok(Finding::Holds)
 }

@@ -8,11 +8,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chadthrottle_common::abi::{Lost, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord, TokenBucket};
+use chadthrottle_common::abi::{
+    Lost, RECORD_SHARED, RECORD_WAS_UNTAGGED, SocketRecord, ThrottleStats, TokenBucket,
+};
 
 use super::{
-    holder::{BUCKETS, Held, Holder, unknown},
+    holder::{BUCKETS, Held, Holder, STATS, unknown},
     members,
+    queue::Use,
 };
 use crate::{
     backend::Checked,
@@ -160,7 +163,12 @@ impl Holder {
             }
             self.queue.see(&mut self.loaded, &records);
             // After the sockets: what is under way between the two readings has passed, and not moved.
-            let passed = self.passed_bytes()?;
+            let buckets = self.loaded.entries::<u64, [TokenBucket; 2]>(BUCKETS)?;
+            self.look_at_queue(&buckets)?;
+            let passed = buckets
+                .into_iter()
+                .map(|(key, pair)| (key, pair.map(|bucket| bucket.bytes_passed)))
+                .collect();
             let look = Look::new(members, records, passed, self.asked_departures()?);
             // Looking mends what it finds, so the next look does not find it: it is kept until it is told.
             let detached = (!dead.is_empty()).then(|| Escape {
@@ -278,10 +286,20 @@ impl Holder {
         Ok(Checked { processes, sockets, escapes, rungs })
     }
 
-    /// Bytes that each limit let through so far, by its key.
-    fn passed_bytes(&self) -> Result<HashMap<u64, [u64; 2]>> {
-        let buckets = self.loaded.entries::<u64, [TokenBucket; 2]>(BUCKETS)?;
-        Ok(buckets.into_iter().map(|(key, pair)| (key, pair.map(|bucket| bucket.bytes_passed))).collect())
+    /// Sees whether what is received comes through the queue.
+    fn look_at_queue(&mut self, buckets: &[(u64, [TokenBucket; 2])]) -> Result<()> {
+        if self.queue.is_idle() {
+            return Ok(());
+        }
+        let download = Direction::Download.index();
+        let queued: HashMap<u64, u64> =
+            buckets.iter().map(|(key, pair)| (*key, pair[download].packets_delayed)).collect();
+        let stats = self.loaded.entries::<u64, [ThrottleStats; 2]>(STATS)?;
+        self.queue.observe(stats.into_iter().map(|(key, pair)| {
+            let queued = queued.get(&key).copied().unwrap_or(0);
+            (key, Use { lowered: pair[download].packets_marked, queued })
+        }));
+        Ok(())
     }
 
     /// How many children and sockets the programs had no room for, since they were loaded.

@@ -38,7 +38,7 @@ use crate::{
 
 const CONFIGS: &str = "CGROUP_CONFIGS";
 pub(super) const BUCKETS: &str = "CGROUP_BUCKETS";
-const STATS: &str = "CGROUP_STATS";
+pub(super) const STATS: &str = "CGROUP_STATS";
 const FLOWS: &str = "CGROUP_FLOWS";
 const REMOTES: &str = "REMOTES";
 
@@ -82,6 +82,8 @@ pub(super) struct Holder {
     /// One more change of epoch at the next renewal: a tag that two processors resolved at the same time,
     /// one from the old entry, may have kept the old limits under the new epoch.
     unsettled: bool,
+    /// Connections that only processes without a limit hold may have a cap of ours.
+    pub(super) strays: bool,
     pub held: BTreeMap<LimitId, Held>,
     retired: Vec<(Instant, u64)>,
     /// Limits that are over, whose processes still name them.
@@ -124,6 +126,7 @@ impl Holder {
             epoch_ns: clock::monotonic_ns(),
             state: State { epoch: 1, lease_deadline_ns: 0 },
             unsettled: false,
+            strays: false,
             held: BTreeMap::new(),
             retired: Vec::new(),
             leaving: HashSet::new(),
@@ -383,6 +386,11 @@ impl Holder {
         if paced {
             // Other limits of theirs pace them again soon.
             self.unpace(&pids);
+            if self.held.values().any(|held| held.rates.upload.is_some()) {
+                self.strays = true;
+            } else {
+                self.unpace_strays();
+            }
         }
         Ok(())
     }

@@ -168,12 +168,7 @@ impl Holder {
 
     /// Gives back the caps of those processes that no upload limit holds any more.
     pub fn unpace_free(&self, mut pids: HashSet<u32>) {
-        let limited: HashSet<u64> = self
-            .held
-            .values()
-            .filter(|held| held.rates.get(Direction::Upload).is_some())
-            .map(|held| held.key)
-            .collect();
+        let limited = self.limited_uploads();
         pids.retain(|pid| {
             let entry: Result<ProcessEntry> = self.loaded.entry("PROCESSES", pid);
             // Of a process that has ended nothing is left to give back.
@@ -182,11 +177,42 @@ impl Holder {
         self.unpace(&pids);
     }
 
+    /// Gives back the caps of connections that were a limited process's, and are only others' now: it passed them on, or left
+    /// them to a child that is older than the limit. Looks at every process of the host.
+    pub fn unpace_strays(&mut self) {
+        self.strays = false;
+        let (Ok(flows), Ok(all)) = (self.loaded.flows(), process::all(Path::new(process::PROC))) else {
+            return;
+        };
+        let limited = self.limited_uploads();
+        let (limited, free): (Vec<u32>, Vec<u32>) =
+            all.into_iter().partition(|pid| self.is_under(*pid, &limited));
+        let kept: HashSet<u32> =
+            limited.iter().flat_map(|pid| process::socket_inodes(Path::new(process::PROC), *pid)).collect();
+        for pid in free {
+            if let Err(error) = lift(flows, pid, &kept) {
+                tracing::debug!("{error}");
+            }
+        }
+    }
+
+    /// Keys of all upload limits.
+    fn limited_uploads(&self) -> HashSet<u64> {
+        let uploads = self.held.values().filter(|held| held.rates.get(Direction::Upload).is_some());
+        uploads.map(|held| held.key).collect()
+    }
+
+    /// Whether a process is under one of these limits.
+    fn is_under(&self, pid: u32, limits: &HashSet<u64>) -> bool {
+        let entry: Result<ProcessEntry> = self.loaded.entry("PROCESSES", &pid);
+        entry.is_ok_and(|entry| entry.limits.iter().any(|key| limits.contains(key)))
+    }
+
     /// Gives back the caps of all connections of these processes.
     pub fn unpace(&self, pids: &HashSet<u32>) {
         let Ok(flows) = self.loaded.flows() else { return };
         for pid in pids {
-            if let Err(error) = lift(flows, *pid) {
+            if let Err(error) = lift(flows, *pid, &HashSet::new()) {
                 tracing::warn!("{error}");
             }
         }
@@ -247,12 +273,16 @@ fn apply(flows: FlowMap<'_>, socket: BorrowedFd<'_>, level: u64) -> Result<()> {
     Ok(())
 }
 
-/// Gives back every cap on a process's connections that the map knows of. Returns how many.
-fn lift(flows: FlowMap<'_>, pid: u32) -> Result<usize> {
+/// Gives back every cap on a process's connections that the map knows of, but for the sockets of these inodes. Returns
+/// how many.
+fn lift(flows: FlowMap<'_>, pid: u32, kept: &HashSet<u32>) -> Result<usize> {
     // Ended meanwhile, or not ours to look into.
     let Ok(process) = Process::open(pid) else { return Ok(0) };
     let mut lifted = 0;
-    for fd in process::sockets(Path::new("/proc"), pid) {
+    for (fd, inode) in process::socket_descriptors(Path::new("/proc"), pid) {
+        if kept.contains(&(inode as u32)) {
+            continue;
+        }
         let Ok(socket) = sockets::borrow(&process, fd) else { continue };
         let paced = sys::socket_value::<Flow>(flows.0, socket.as_fd()).ok().flatten();
         if paced.is_some_and(|flow| flow.level != 0) {
@@ -266,5 +296,5 @@ fn lift(flows: FlowMap<'_>, pid: u32) -> Result<usize> {
 /// For the janitor, when the owner is gone or stopped: gives back every cap of ours on the whole host.
 pub fn lift_all(flows: BorrowedFd<'_>) -> Result<usize> {
     let pids = process::all(Path::new("/proc"))?;
-    pids.into_iter().try_fold(0, |lifted, pid| Ok(lifted + lift(FlowMap(flows), pid)?))
+    pids.into_iter().try_fold(0, |lifted, pid| Ok(lifted + lift(FlowMap(flows), pid, &HashSet::new())?))
 }

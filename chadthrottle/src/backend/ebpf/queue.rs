@@ -5,6 +5,7 @@
 //! Everything here is an improvement on the bucket, which holds the limit in any case: a device where
 //! something can't be had stays on a lower rung, with the reason, and no limit fails for it.
 
+mod past;
 mod place;
 mod probe;
 
@@ -15,8 +16,10 @@ use std::{
 
 use chadthrottle_common::abi::{CLASS_MAJOR, SocketRecord, TIMED_MAJOR};
 
+pub(super) use self::past::Use;
 pub(super) use self::probe::{try_queue, try_window};
 use self::{
+    past::Past,
     place::{Means, Place},
     probe::try_times,
 };
@@ -99,6 +102,8 @@ pub(super) struct Queue {
     places: BTreeMap<u64, Place>,
     /// By key of the limit.
     classes: BTreeMap<u64, Class>,
+    /// Limits whose packets come past it.
+    past: Past,
     /// Limits whose packets arrive in several network namespaces, each of which has an HTB of its own: all of them
     /// together would let that many times the rate pass.
     spread: BTreeSet<u64>,
@@ -239,6 +244,17 @@ impl Queue {
         Some((of(&self.dropped), takes_us(of(&self.waiting))))
     }
 
+    /// Takes in what became of each limit's packets.
+    pub fn observe(&mut self, uses: impl IntoIterator<Item = (u64, Use)>) {
+        let queued = uses.into_iter().filter(|(key, _)| self.classes.contains_key(key));
+        self.past.observe(queued);
+    }
+
+    /// Whether no limit has a queue.
+    pub fn is_idle(&self) -> bool {
+        self.classes.is_empty()
+    }
+
     /// Equips the devices at which these sockets' packets arrive.
     pub fn see(&mut self, loaded: &mut Loaded, records: &[SocketRecord]) {
         for record in records {
@@ -277,6 +293,7 @@ impl Queue {
                 (Rung::Queue, _) if self.spread.contains(&key) => {
                     (RungKind::WindowBucket, Some(SPREAD.into()))
                 }
+                (Rung::Queue, _) if self.past.has(key) => (RungKind::WindowBucket, Some(past::REASON.into())),
                 (Rung::Queue, Some(Err(error))) => (RungKind::IfbHtbWindow, Some(error.to_string())),
                 (Rung::Queue, _) => (RungKind::IfbFqWindow, None),
             };
@@ -375,7 +392,8 @@ impl Queue {
         self.looked = Some(Instant::now());
         self.shorten();
         let before = self.places.len();
-        self.places.retain(|inode, place| match place.is_whole() {
+        let classes: Vec<u32> = self.classes.values().map(|class| class.id).collect();
+        self.places.retain(|inode, place| match place.is_whole(classes.iter().copied()) {
             Ok(()) => true,
             Err(error) => {
                 tracing::warn!("the queue in network namespace {inode} is made again: {error}");

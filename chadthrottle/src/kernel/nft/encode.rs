@@ -17,6 +17,7 @@ pub(super) const NETDEV: u8 = 5;
 
 const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_NEWCHAIN: u16 = 3;
+const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_DELCHAIN: u16 = 5;
 pub(super) const NFT_MSG_NEWRULE: u16 = 6;
 const NFT_MSG_GETRULE: u16 = 7;
@@ -294,6 +295,11 @@ pub(super) fn counter(table: &str, answer: &[u8]) -> Option<(String, Count)> {
     let data = attributes.within(NFTA_OBJ_DATA)?;
     let long = |kind| Some(u64::from_be_bytes(data.get(kind)?.try_into().ok()?));
     Some((attributes.text(NFTA_OBJ_NAME)?, Count { bytes: long(1)?, packets: long(2)? }))
+}
+
+/// Asks for all chains of a family.
+pub(super) fn list_chains(family: u8) -> Message {
+    message(NFT_MSG_GETCHAIN, 0).with_family(family)
 }
 
 /// Asks for all rules of a table.

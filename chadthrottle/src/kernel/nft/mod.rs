@@ -7,10 +7,12 @@
 
 mod encode;
 mod expressions;
+mod ingress;
 mod rule;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
+pub use self::ingress::{IngressChain, ingress_chains};
 pub use self::rule::{Bucket, Compare, Element, Field, Hook, Key, Part, SetKind, Step, Value, Verdict};
 use super::{
     journal::PREFIX,

@@ -51,8 +51,8 @@ const TCA_BPF_NAME: u16 = 7;
 const TCA_BPF_FLAGS: u16 = 8;
 const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 
-/// Place of our filters among others': after all that choose theirs by hand.
-pub const PREFERENCE: u16 = 0xc4ad;
+/// Place of our filters among others': the last, for what we send to a queue comes back past all of them.
+pub const PREFERENCE: u16 = 0xffff;
 
 /// Which filters of a device; the value is their parent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -259,6 +259,16 @@ impl Tc {
         let message = rtnetlink::tc(RTM_DELQDISC, 0, device, INGRESS_HANDLE, TC_H_CLSACT, 0);
         absent_is_fine(self.0.act(message))
             .map_err(|cause| explain(cause, format!("remove clsact from network device {device}")))
+    }
+
+    /// Whether a device has clsact for owners of ours only: whoever of them is the last to go takes it along.
+    pub fn only_ours(&mut self, device: u32) -> Result<bool> {
+        if self.ingress_kind(device)?.as_deref() != Some("clsact") {
+            return Ok(false);
+        }
+        let mut filters = self.filters(device, Hook::Ingress)?;
+        filters.extend(self.filters(device, Hook::Egress)?);
+        Ok(!filters.is_empty() && filters.iter().all(|filter| filter.name.starts_with(PREFIX)))
     }
 
     /// "clsact", "ingress" or none: what takes a device's filters.

@@ -81,6 +81,9 @@ impl Holder {
         }
         self.write_state()?;
         self.purge_retired();
+        if self.strays {
+            self.unpace_strays();
+        }
         Ok(())
     }
 

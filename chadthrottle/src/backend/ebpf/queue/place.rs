@@ -19,6 +19,7 @@ use crate::{
         fault,
         journal::{Object, PREFIX},
         netns::Namespace,
+        nft::{IngressChain, ingress_chains},
         tc::{Device, Does, Hook, Tc, htb::ClassCount},
     },
 };
@@ -29,6 +30,8 @@ pub(super) struct Equipped {
     pub rung: Rung,
     /// Why it is no higher one.
     pub reasons: Vec<String>,
+    /// Whether somebody's chain is in the queue's way.
+    fenced: bool,
     /// The window's program, where it is a link.
     _window: Option<OwnedFd>,
     /// In the order in which they were made.
@@ -174,6 +177,7 @@ impl Place {
             name: device.name.clone(),
             rung: Rung::Bucket,
             reasons: Vec::new(),
+            fenced: false,
             _window: None,
             objects: Vec::new(),
         };
@@ -185,7 +189,16 @@ impl Place {
             Err(error) => equipped.reasons.push(error.to_string()),
         }
         fault::point("queue.window");
-        match self.attach_queue(loaded, &device, &mut equipped.objects) {
+        let fence = self.fences()?.into_iter().find(|chain| chain.is_at(&device.name));
+        equipped.fenced = fence.is_some();
+        let queued = match fence {
+            None => self.attach_queue(loaded, &device, &mut equipped.objects),
+            Some(chain) => Err(Error::failed(format!(
+                "what has waited in a queue would go past the netfilter chain {} at the ingress of {}",
+                chain.name, device.name
+            ))),
+        };
+        match queued {
             Ok(()) => equipped.rung = Rung::Queue,
             Err(error) => equipped.reasons.push(error.to_string()),
         }
@@ -204,6 +217,11 @@ impl Place {
         }
         self.devices.insert(index, equipped);
         Ok(())
+    }
+
+    /// Chains of others that what comes out of a queue does not meet.
+    fn fences(&self) -> Result<Vec<IngressChain>> {
+        self.namespace.run(ingress_chains)
     }
 
     /// By a link where the kernel has them (Linux 6.6), else by a filter.
@@ -266,6 +284,8 @@ impl Place {
         if !objects.contains(&clsact) {
             match make(&clsact, || self.tc.add_clsact(device.index)) {
                 Ok(true) => objects.push(clsact),
+                // Another owner's, who may be gone before us.
+                Ok(false) if self.tc.only_ours(device.index)? => objects.push(clsact),
                 // Somebody else's.
                 Ok(false) => forget(&clsact),
                 Err(error) => {
@@ -290,8 +310,9 @@ impl Place {
         }
     }
 
-    /// Fails when somebody removed something of ours. Devices that are gone are just forgotten.
-    pub fn is_whole(&mut self) -> Result<()> {
+    /// Fails when somebody removed something of ours, or put something in the way or out of it. Devices that are gone are
+    /// just forgotten. `classes`: what an HTB has to have.
+    pub fn is_whole(&mut self, mut classes: impl Iterator<Item = u32>) -> Result<()> {
         let devices = self.tc.devices()?;
         let there = |index: u32| devices.iter().find(|device| device.index == index);
         if let Ok((ifb, _, object)) = &self.ifb
@@ -299,10 +320,27 @@ impl Place {
         {
             return Err(Error::failed(format!("{object} is gone")));
         }
-        if let Ok((ifb, means, object)) = self.ifb.as_ref()
-            && !means.stands(&mut self.tc, *ifb)?
-        {
-            return Err(Error::failed(format!("{object} has lost its queue")));
+        if let Ok((ifb, means, object)) = self.ifb.as_ref() {
+            if !means.stands(&mut self.tc, *ifb)? {
+                return Err(Error::failed(format!("{object} has lost its queue")));
+            }
+            if let Means::Classes(tree) = means {
+                let counts = tree.counts(&mut self.tc)?;
+                let there = |class: u32| counts.iter().any(|(id, _)| *id == class);
+                if let Some(class) = classes.find(|class| !there(*class)) {
+                    return Err(Error::failed(format!("{object} has lost the class {class:x}")));
+                }
+            }
+        }
+        let fences = self.fences()?;
+        for equipped in self.devices.values() {
+            if equipped.fenced != fences.iter().any(|chain| chain.is_at(&equipped.name)) {
+                let change = if equipped.fenced { "left" } else { "come to" };
+                return Err(Error::failed(format!(
+                    "a netfilter chain has {change} the ingress of {}",
+                    equipped.name
+                )));
+            }
         }
         let gone: Vec<_> = self.devices.keys().copied().filter(|index| there(*index).is_none()).collect();
         for index in gone {
