@@ -30,20 +30,28 @@ fn installed(package: &str) -> bool {
         .is_ok_and(|output| output.status.success() && output.stdout == b"installed")
 }
 
-/// Never removes what is installed. The lists are fetched only when the first attempt fails.
+/// The lists are fetched only when the first attempt fails. Nothing that is installed is removed, but on a machine of a CI,
+/// whose own tools may stand in the way: QEMU's of another release do.
 fn install(packages: &[&str]) -> Result<()> {
-    let attempt = || {
+    let attempt = |more: &[&str]| {
         let mut command = Command::new("apt-get");
         command
             .env("DEBIAN_FRONTEND", "noninteractive")
-            .args(["install", "--yes", "--no-remove", "--no-install-recommends", "--quiet", "--quiet"])
+            .args(["install", "--yes", "--no-install-recommends", "--quiet", "--quiet"])
+            .args(more)
             .args(packages)
             .stdin(Stdio::null());
         sh::run(&mut command)
     };
-    if attempt().is_ok() {
+    if attempt(&["--no-remove"]).is_ok() {
         return Ok(());
     }
     sh::run(Command::new("apt-get").args(["update", "--quiet"]).stdin(Stdio::null()))?;
-    attempt()
+    match attempt(&["--no-remove"]) {
+        Err(error) if std::env::var_os("CI").is_some_and(|value| value == "true") => {
+            eprintln!("xtask: {error:#}; this is a CI's machine, so what stands in the way is removed");
+            attempt(&[])
+        }
+        other => other,
+    }
 }

@@ -8,26 +8,31 @@ use super::{Cell, Design, Outcome, beside::Beside, middle};
 use crate::stats::median;
 
 const HEAD: &str = "\
-A limit is set two seconds into a transfer at full speed, and measured for eight seconds (uploads at 100 KB/s for 30: there a \
-sender may hand over 64 KB every 0.65 s): from two seconds after it, or from four where the line has a length (what the receiver \
-then has waiting behind gaps, up to a second of the line, it is handed when they are filled: after the limit, but not through \
-it). The line between the two namespaces carries twelve times the limit, 150 MB/s at most, with a buffer of 100 ms, which fast \
-senders overfill; at a round trip of 0 it is a pair of virtual devices. *nft by hand* drops what is over the rate, as most tools \
-do; *HTB by hand* is one class, on download behind an IFB, with `tc`'s defaults.
+A limit is set in the middle of a transfer at full speed, and measured for eight seconds (uploads at 100 KB/s with up to eight \
+connections for 30: there a sender may hand over 64 KB every 0.65 s): from two seconds after it, or from four where the line has \
+a length. The line between the two namespaces carries eight times the limit, 150 MB/s at most; what is under way on it \
+beyond its length is at most 200 ms of it (the receivers' buffers are set so), and its buffer holds 500 ms: so it loses nothing \
+by itself, which would be sent again after the limit, whoever limits. At a round trip of 0 it is a pair of virtual devices. \
+*the same, no queue*: a filter of somebody else's decides what arrives before ours can lead it into the queue, so that windows \
+and the bucket hold alone; there the limit comes before the transfer, for without a queue most of what is under way is lost. \
+*naive bucket*: an eBPF program with the token bucket as it is usually written, a second's worth deep, which drops. *nft by hand* \
+drops what is over the rate; *HTB by hand* is one class, on download behind an IFB, with `tc`'s defaults.
 
 - *goodput*: payload that was received, as a share of the limit. A limit counts IP bytes, of which full packets carry 0.965 as \
 payload: that is the ceiling. *off*: distance from it.
 - *passed*: IP bytes that our limit let through in that time, by its own count, as a share of the limit.
-- *again*: the part of the sender's bytes that it sent twice, from one second after the limit on.
+- *again*: the part of the sender's bytes that it sent twice, from one second after the limit on; *packets*: the same in packets.
 - *caused*: what was sent twice from the limit on, beyond what the line itself had lost, as a part of all sent from then on: what \
 the limit costs, the switch included.
-- *fair*: the slowest connection's share of the fastest one's. *best second*: the most that was received in one second, as a \
-share of the limit.
+- *fair*: the slowest connection's share of the fastest one's. *best second*: the most that was received, and that *passed*, in \
+one second, as a share of the limit.
 - *wait*: how long a packet waits in our queue, median, in ms. *own trip*: round trip of the limited connections, as their \
 senders' TCP smoothes it, median, in ms.
-- *others' ping*: what a ping of a process without a limit takes longer meanwhile than without any traffic, median, in ms.
+- *others' ping*: what a ping of a process without a limit takes longer meanwhile than beside as much traffic without a limit, \
+median, in ms.
+- *busy*: of one processor, all together, traffic and the line included, median.
 
-Processor time is in [backends.md](backends.md).
+What a backend costs in processor time beside none is in [backends.md](backends.md).
 
 ![Sent again, by design](lossless.svg)
 
@@ -66,6 +71,16 @@ stop together.
 - Uploads at 100 KB/s. A sender hands over 64 KB at a time, 0.65 s of the limit, so 30 seconds hold 46 of them, and one more \
 or less is 2 %; over no distance, where a whole one passes at once, *best second* shows it, and among eight connections \
 *fair*. Sixty-four connections do not all get their turn within the time measured.
+";
+
+const SWITCHED: &str = "
+## Switched on in the middle
+
+Eight connections that download at 8 MB/s over a line, or as fast as they go over none, are held to 1 MB/s: *caused* from the \
+table, and what ours is of the naive bucket's.
+
+| round trip ms | control | chadthrottle | naive bucket | ratio |
+|--:|---|--:|--:|--:|
 ";
 
 const BESIDE: &str = "
@@ -140,6 +155,28 @@ fn short(outcomes: &[Outcome]) -> String {
     text
 }
 
+/// What setting a limit in the middle of a transfer costs, beside the naive bucket: a transfer of 8 MB/s, and over the
+/// cable one as fast as it goes, of eight connections that are held to 1 MB/s.
+fn switched(outcomes: &[Outcome]) -> String {
+    let mut text = SWITCHED.to_owned();
+    for ours in outcomes.iter().filter(|outcome| outcome.cell.design == Design::Ours) {
+        let naive = Cell { design: Design::Naive, ..ours.cell };
+        let same = |outcome: &&Outcome| outcome.cell == naive;
+        let Some(naive) = outcomes.iter().find(same) else { continue };
+        let Cell { direction, rate, congestion, round_trip_ms, .. } = ours.cell;
+        if direction == Direction::Download && rate == 1_000_000 {
+            let _ = writeln!(
+                text,
+                "| {round_trip_ms} | {congestion} | {:.2} % | {:.2} % | {:.3} |",
+                ours.caused * 100.0,
+                naive.caused * 100.0,
+                ours.caused / naive.caused
+            );
+        }
+    }
+    text
+}
+
 /// The section about traffic without a limit.
 pub fn beside(measured: &[Beside]) -> String {
     let mut text = BESIDE.to_owned();
@@ -168,6 +205,7 @@ pub fn write(outcomes: &[Outcome], beside: &[Beside], folder: Option<&Path>) -> 
         page.push('\n');
     }
     page += WHY;
+    page += &switched(outcomes);
     page += &self::beside(beside);
     println!("{page}");
     let Some(folder) = folder else { return Ok(()) };
