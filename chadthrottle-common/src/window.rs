@@ -10,6 +10,10 @@ use core::num::NonZeroU64;
 /// before it acknowledges.
 pub const LEAST: u32 = 2 * 1460;
 
+/// The same where nothing can wait. A receiver acknowledges as soon as it has more than a segment, and a sender fills a window
+/// that is no whole number of them with a smaller one.
+pub const LEAST_BARE: u32 = 1460 + 365;
+
 /// Most that is ever wanted, in bytes: what the TCP header can say (RFC 7323, section 2.3).
 const MOST: u64 = 1 << 30;
 
@@ -35,11 +39,22 @@ fn span_us(min_rtt_us: u32, queue_us: u32) -> u64 {
 /// (`min_rtt_us` + `queue_us`) x [`WHOLE`] / weight, at least [`LEAST`], and no more than one alone would get.
 #[inline(always)]
 pub fn wanted(rate_bps: u64, min_rtt_us: u32, queue_us: u32, weight: u32) -> u32 {
+    sized(rate_bps, min_rtt_us, queue_us, weight, LEAST)
+}
+
+/// The same where nothing can wait: of the rate only what is payload, and at least [`LEAST_BARE`].
+#[inline(always)]
+pub fn bare(rate_bps: u64, min_rtt_us: u32, allowance_us: u32, weight: u32) -> u32 {
+    sized(rate_bps - (rate_bps >> 5), min_rtt_us, allowance_us, weight, LEAST_BARE)
+}
+
+#[inline(always)]
+fn sized(rate_bps: u64, min_rtt_us: u32, queue_us: u32, weight: u32, least: u32) -> u32 {
     // 1 TB/s at most: the product with the time is below 2^43.
     let bytes = rate_bps.min(1 << 39) * span_us(min_rtt_us, queue_us) / 1_000_000;
     let weight = if weight < WHOLE { WHOLE } else { weight };
     let weight = NonZeroU64::new(u64::from(weight)).unwrap_or(NonZeroU64::MIN);
-    (bytes * u64::from(WHOLE) / weight).clamp(u64::from(LEAST), MOST) as u32
+    (bytes * u64::from(WHOLE) / weight).clamp(u64::from(least), MOST) as u32
 }
 
 /// What windows allow for beyond the round trip where nothing can wait, in microseconds: a part of the credit of the
@@ -52,12 +67,6 @@ pub fn allowance_us(credit_ticks: i64) -> u32 {
     // eBPF divides without signs only.
     let credit = if credit_ticks < 0 { 0 } else { credit_ticks as u64 };
     ((credit >> 2) / (crate::bucket::TICKS_PER_NS * 1_000)).min(MOST_US) as u32
-}
-
-/// The part of a rate that is payload, roughly: what windows count, and all they may allow for where nothing can wait.
-#[inline(always)]
-pub fn payload(rate_bps: u64) -> u64 {
-    rate_bps - (rate_bps >> 5)
 }
 
 /// What a connection weighs that was sent `bytes` in `elapsed_ns` under a window of `window` bytes. Its round trip is
@@ -188,6 +197,22 @@ mod tests {
             let exact = bytes * u128::from(WHOLE) / u128::from(weight.max(WHOLE));
             let expected = exact.clamp(u128::from(LEAST), u128::from(MOST)) as u32;
             prop_assert_eq!(wanted(rate, rtt, queue, weight), expected);
+        }
+
+        /// All connections together are sent no more than the limit, where each has room for its share of it.
+        #[test]
+        fn bare_windows_are_the_limit(rate in 1_000_000u64..1 << 33, rtt in 20_000u32..300_000, flows in 1u32..64) {
+            let window = bare(rate, rtt, allowance_us(-1), flows * WHOLE);
+            prop_assume!(window > LEAST_BARE);
+            let speed = u128::from(window) * u128::from(flows) * 1_000_000 / u128::from(rtt);
+            let share = speed as f64 / rate as f64;
+            prop_assert!((0.93..=1448.0 / 1492.0).contains(&share), "{share}");
+        }
+
+        #[test]
+        fn more_credit_allows_for_more(credit: i64, more in 0i64..1 << 40) {
+            prop_assert!(allowance_us(credit) <= allowance_us(credit.saturating_add(more)));
+            prop_assert!(credit > 0 || allowance_us(credit) == 0);
         }
 
         #[test]

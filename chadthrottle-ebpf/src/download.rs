@@ -332,8 +332,11 @@ fn smallest_window(
             *weights = weigh(*id, sum_and_rtt, received_and_rtt, elapsed_ns, queue_and_before) as u32;
             Weights(*weights).most()
         });
-        let rate = if past { window::payload(rate) } else { rate };
-        let wanted = window::wanted(rate, min_rtt_us, allowance_us as u32, sum);
+        let wanted = if past {
+            window::bare(rate, min_rtt_us, allowance_us as u32, sum)
+        } else {
+            window::wanted(rate, min_rtt_us, allowance_us as u32, sum)
+        };
         if smallest.is_none_or(|(other, _)| wanted < other) {
             smallest = Some((wanted, *id));
         }
@@ -407,7 +410,7 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
         let scale = field::<u8>(tcp, global::TCP_RCV_WSCALE()) >> (global::TCP_RCV_WSCALE_SHIFT() & 7) & 15;
         if past {
             // It is rounded up to units, and nothing waits that is too much.
-            wanted = wanted.saturating_sub((1 << scale) - 1).max(window::LEAST);
+            wanted = wanted.saturating_sub((1 << scale) - 1).max(window::LEAST_BARE);
         }
         // Another limit, or a lower rate: again as at the start.
         let known = flow.limit == id && flow.rate_bps <= config.rate_bps;

@@ -7,12 +7,10 @@ use super::{
     attributes,
     encode::{INET, NETDEV, list_chains},
 };
-use crate::{
-    error::{Error, Kind, Result},
-    kernel::{
-        journal::PREFIX,
-        nl::{Attributes, Netlink},
-    },
+use crate::kernel::{
+    journal::PREFIX,
+    netns::Namespace,
+    nl::{Attributes, Netlink},
 };
 
 /// Numbers of the hook: NF_NETDEV_INGRESS, NF_INET_INGRESS.
@@ -43,19 +41,28 @@ impl IngressChain {
     }
 }
 
-/// Those of the calling thread's namespace that are not of a table of ours; none where the kernel has no nf_tables.
-pub fn ingress_chains() -> Result<Vec<IngressChain>> {
-    let Ok(mut netlink) = Netlink::open(NETLINK_NETFILTER) else { return Ok(Vec::new()) };
-    let mut chains = Vec::new();
-    for (family, hook) in FAMILIES {
-        match netlink.dump(list_chains(family)) {
-            Ok(answers) => chains.extend(answers.iter().filter_map(|answer| chain(answer, hook))),
-            // nf_tables, or this family of it, is not in the kernel.
-            Err(error) if error.kind == Kind::NotFound => {}
-            Err(cause) => return Err(Error::caused(cause.kind, "list the chains of nf_tables", &cause)),
-        }
+/// The ingress hooks of one network namespace.
+pub struct IngressHooks(Option<Netlink>);
+
+impl IngressHooks {
+    /// Of a namespace. Where the kernel has no netfilter there are no chains.
+    pub fn open_in(namespace: &Namespace) -> Self {
+        Self(namespace.run(|| Netlink::open(NETLINK_NETFILTER)).ok())
     }
-    Ok(chains)
+
+    /// Chains of others. Those of a family that can't be listed (most often nf_tables is not there, and so is no chain of
+    /// it) are not among them.
+    pub fn chains(&mut self) -> Vec<IngressChain> {
+        let Some(netlink) = &mut self.0 else { return Vec::new() };
+        let mut chains = Vec::new();
+        for (family, hook) in FAMILIES {
+            match netlink.dump(list_chains(family)) {
+                Ok(answers) => chains.extend(answers.iter().filter_map(|answer| chain(answer, hook))),
+                Err(error) => tracing::debug!("list the chains of nf_tables: {error}"),
+            }
+        }
+        chains
+    }
 }
 
 fn chain(answer: &[u8], wanted: u32) -> Option<IngressChain> {

@@ -12,7 +12,7 @@ mod rule;
 
 use netlink_sys::protocols::NETLINK_NETFILTER;
 
-pub use self::ingress::{IngressChain, ingress_chains};
+pub use self::ingress::IngressHooks;
 pub use self::rule::{Bucket, Compare, Element, Field, Hook, Key, Part, SetKind, Step, Value, Verdict};
 use super::{
     journal::PREFIX,

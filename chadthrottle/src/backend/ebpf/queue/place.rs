@@ -19,7 +19,7 @@ use crate::{
         fault,
         journal::{Object, PREFIX},
         netns::Namespace,
-        nft::{IngressChain, ingress_chains},
+        nft::IngressHooks,
         tc::{Device, Does, Hook, Tc, htb::ClassCount},
     },
 };
@@ -79,6 +79,7 @@ pub(super) struct Place {
     inode: u64,
     namespace: Namespace,
     pub tc: Tc,
+    hooks: IngressHooks,
     /// Whether packets carry their time.
     timed: bool,
     /// Our IFB, or why there is none.
@@ -91,10 +92,12 @@ pub(super) struct Place {
 impl Place {
     pub fn open(inode: u64, namespace: Namespace, classes: &[Class], timed: bool) -> Result<Self> {
         let tc = Tc::open_in(&namespace)?;
+        let hooks = IngressHooks::open_in(&namespace);
         let mut place = Self {
             inode,
             namespace,
             tc,
+            hooks,
             timed,
             ifb: Err(Error::failed("not made yet")),
             devices: BTreeMap::new(),
@@ -189,7 +192,7 @@ impl Place {
             Err(error) => equipped.reasons.push(error.to_string()),
         }
         fault::point("queue.window");
-        let fence = self.fences()?.into_iter().find(|chain| chain.is_at(&device.name));
+        let fence = self.hooks.chains().into_iter().find(|chain| chain.is_at(&device.name));
         equipped.fenced = fence.is_some();
         let queued = match fence {
             None => self.attach_queue(loaded, &device, &mut equipped.objects),
@@ -217,11 +220,6 @@ impl Place {
         }
         self.devices.insert(index, equipped);
         Ok(())
-    }
-
-    /// Chains of others that what comes out of a queue does not meet.
-    fn fences(&self) -> Result<Vec<IngressChain>> {
-        self.namespace.run(ingress_chains)
     }
 
     /// By a link where the kernel has them (Linux 6.6), else by a filter.
@@ -332,7 +330,7 @@ impl Place {
                 }
             }
         }
-        let fences = self.fences()?;
+        let fences = self.hooks.chains();
         for equipped in self.devices.values() {
             if equipped.fenced != fences.iter().any(|chain| chain.is_at(&equipped.name)) {
                 let change = if equipped.fenced { "left" } else { "come to" };
