@@ -93,7 +93,7 @@ pub fn next_level(level: u64, rate: u64, found: Use) -> u64 {
 }
 
 /// What to set as a flow's pacing rate: the kernel paces payload, the limit counts IP bytes. Bytes/s, at least
-/// [`LEAST_CAP`].
+/// 8 KB/s.
 #[inline(always)]
 pub fn payload_rate(level: u64, ipv6: bool) -> u64 {
     // Of 1500 bytes 52 are headers with IPv4, 72 with IPv6 (timestamps included).
