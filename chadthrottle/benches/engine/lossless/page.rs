@@ -63,7 +63,7 @@ seconds let 0.96 to 1.015 of it pass. Of 64 connections eight seconds hold twelv
 most connections do not get a turn (*fair* 0.00, also at 1 MB/s).
 - bbr all but stops for 200 ms and a round trip every ten seconds, to measure the round trip. The queue of 45 ms runs empty \
 meanwhile; a twelfth of a second is caught up with afterwards (before that was so, half a second with such a stop carried 0.35 \
-to 0.76 of the limit). Over 80 ms that leaves 0.937 to 0.942 of the limit as payload from one connection; without a queue, where the \
+to 0.76 of the limit). Over 80 ms that leaves 0.936 to 0.942 of the limit as payload from one connection; without a queue, where the \
 windows grow with the bucket's credit, 0.960.
 - Windows without a queue lose next to nothing over 20 and 80 ms: eight connections at 1 MB/s over 20 ms, where each \
 one's share of the line is less than two segments, sent 0.09 % again at most. Over no distance, where that share is \
