@@ -61,6 +61,7 @@ struct Arguments {
 }
 
 fn main() -> ExitCode {
+    chadthrottle::kernel::process::keep_descriptors();
     let arguments: Vec<_> = env::args().skip(1).collect();
     let done = match arguments.split_first() {
         Some((first, rest)) if first == "worker" => {

@@ -2,6 +2,7 @@
 //! inside, so that nothing is left when their maker dies, however it dies.
 
 use std::{
+    collections::HashSet,
     fs::{self, File},
     io,
     os::{
@@ -15,7 +16,10 @@ use std::{
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use super::sockets;
+use super::{
+    process::{self, Process},
+    sockets,
+};
 use crate::error::{Context, Error, Kind, Result};
 
 /// The calling thread's network namespace (Linux 3.17).
@@ -68,9 +72,9 @@ impl Namespace {
         Ok(Self { descriptor: file.into() })
     }
 
-    /// The namespace of that inode number, wherever on the host it shows: as the namespace of a process, as
-    /// a descriptor that a process holds, as a mount. `None` when it is nowhere, and then most likely gone,
-    /// with every device and filter in it; only a socket could still keep it.
+    /// The namespace of that inode number, wherever on the host it shows: as the namespace of a process, as a mount, as
+    /// a descriptor or the namespace of a socket that a process holds. `None` when it is nowhere, and then gone, with
+    /// every device and filter in it, unless a process that we may not trace holds it.
     pub fn find(inode: u64) -> Result<Option<Self>> {
         let current = Self::current()?;
         if current.inode()? == inode {
@@ -90,8 +94,26 @@ impl Namespace {
             let mut fields = line.split(' ').skip(3);
             (fields.next()? == wanted).then(|| fields.next().map(PathBuf::from))?
         });
-        let found = by_process.chain(by_mount).find_map(|path| open(&path));
-        Ok(found.or_else(|| by_descriptor.into_iter().find_map(|path| open(&path))))
+        let found = by_process.chain(by_mount).chain(by_descriptor).find_map(|path| open(&path));
+        Ok(found.or_else(|| Self::find_by_socket(inode)))
+    }
+
+    /// The namespace of that inode number that nothing but a socket shows: its maker has left, or went on elsewhere.
+    fn find_by_socket(inode: u64) -> Option<Self> {
+        let proc = Path::new(process::PROC);
+        let mut asked = HashSet::new();
+        numbers_in(proc).find_map(|path| {
+            let pid = path.file_name()?.to_str()?.parse().ok()?;
+            let sockets = process::socket_descriptors(proc, pid);
+            if sockets.is_empty() {
+                return None;
+            }
+            let process = Process::open(pid).ok()?;
+            sockets.into_iter().filter(|(_, socket)| asked.insert(*socket)).find_map(|(descriptor, _)| {
+                let socket = sockets::borrow(&process, descriptor).ok()?;
+                Self::of_socket(socket.as_fd()).ok().filter(|found| found.inode().is_ok_and(|it| it == inode))
+            })
+        })
     }
 
     /// By which number the kernel knows it. It may be given to another one later.

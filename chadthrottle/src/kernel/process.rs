@@ -360,6 +360,20 @@ pub fn is_stopped(pid: u32) -> bool {
     matches!(Stat::read(Path::new(PROC), pid), Ok(Some(stat)) if stat.state == 'T')
 }
 
+/// No program that is started from here on inherits a descriptor beyond stdin, stdout and stderr. Only system calls, so
+/// that it may be done between fork and exec.
+pub fn keep_descriptors() {
+    // SAFETY: only sets flags of our own descriptors.
+    let marked = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if marked != 0 {
+        // Linux before 5.11. Rust marks all it opens; this is for what we were given ourselves.
+        for fd in 3..1024 {
+            // SAFETY: as above; a number that is no descriptor gives an error that does not matter.
+            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+}
+
 /// Descriptor number of a pidfd that a program started by us is to inherit.
 pub fn number(process: &Process) -> i32 {
     process.fd.as_raw_fd()

@@ -101,17 +101,9 @@ fn leave_home(inherited: &[RawFd], niceness: &str) -> io::Result<()> {
             libc::close(file);
         }
     }
-    // SAFETY: only sets flags of our own descriptors.
-    let marked = unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    if marked != 0 {
-        // Linux before 5.11. Rust marks all it opens; this is for what we were given ourselves.
-        for fd in 3..1024 {
-            // SAFETY: as above; a number that is no descriptor gives an error that does not matter.
-            unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-        }
-    }
+    process::keep_descriptors();
     for fd in inherited {
-        // SAFETY: as above.
+        // SAFETY: only sets flags of our own descriptors.
         if unsafe { libc::fcntl(*fd, libc::F_SETFD, 0) } < 0 {
             return Err(io::Error::last_os_error());
         }

@@ -53,6 +53,8 @@ pub struct Options {
 /// [`Kind::NotPermitted`] without the rights for namespaces and cgroups, and with [`Kind::NoBackend`] when no
 /// backend is available.
 pub fn main(options: &Options) -> Result<bool> {
+    // What our caller left open, a connection for example, would be open in what is limited.
+    crate::kernel::process::keep_descriptors();
     interrupt::listen()?;
     let report = run(options).map_err(with_advice)?;
     report.print(options.json)?;

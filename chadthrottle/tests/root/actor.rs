@@ -43,7 +43,8 @@ pub fn play() -> Option<ExitCode> {
         [WORD, "crowd", sleepers, senders, address] => crowd(sleepers, senders, address),
         [WORD, ref words @ ..] => crate::exact::play(words)
             .or_else(|| crate::crowds::play(words))
-            .or_else(|| crate::awkward::play(words))?,
+            .or_else(|| crate::awkward::play(words))
+            .or_else(|| crate::hidden::play(words))?,
         _ => return None,
     };
     Some(match played {

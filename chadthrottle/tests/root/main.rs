@@ -16,6 +16,7 @@ mod devices;
 mod exact;
 mod examples;
 mod foreign;
+mod hidden;
 mod independence;
 mod instrument;
 mod kernels;
@@ -52,6 +53,8 @@ fn main() -> std::process::ExitCode {
         // SAFETY: the default action takes no handler.
         unsafe { signal(which, SigHandler::SigDfl) }.expect("these signals have a default action");
     }
+    // A connection that whoever runs the tests left open would be limited with each process that a trial limits.
+    chadthrottle::kernel::process::keep_descriptors();
     let mut arguments = Arguments::from_args();
     arguments.test_threads.get_or_insert(1);
     let themes = [
@@ -69,6 +72,7 @@ fn main() -> std::process::ExitCode {
         command::trials(),
         examples::trials(),
         cleanup::trials(),
+        hidden::trials(),
         live::trials(),
         places::trials(),
         rights::trials(),

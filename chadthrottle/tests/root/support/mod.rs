@@ -2,7 +2,7 @@
 
 pub mod edges;
 mod machine;
-mod network;
+pub mod network;
 mod pair;
 mod pins;
 pub mod relay;
