@@ -129,8 +129,10 @@ pub struct TokenBucket {
     pub level: u64,
     /// CLOCK_MONOTONIC ns of the last look.
     pub level_at_ns: u64,
-    /// Time between two looks at the level, ns.
-    pub level_period_ns: u64,
+    /// Time between two looks at the level, µs.
+    pub level_period_us: u32,
+    /// Looks in a row that found the flows pausing ([`crate::pacing::Use::pauses`]).
+    pub level_pauses: u32,
     /// Download: [`CgroupThrottleConfig::class_id`].
     pub class_id: u32,
     /// Download, with a class of [`TIMED_MAJOR`]: bytes that may wait; else 0.

@@ -8,14 +8,14 @@
 /// Shortest time between two looks, ns.
 pub const MIN_PERIOD_NS: u64 = 100_000_000;
 /// Longest time between two looks, ns.
-pub const MAX_PERIOD_NS: u64 = 2_000_000_000;
+pub const MAX_PERIOD_NS: u64 = 6_000_000_000;
 /// A look is due when about so many bytes may have passed.
 const PERIOD_BYTES: u64 = 200_000;
 /// And no sooner than a flow at its cap takes for most of a GSO buffer, in bytes: over a short line TCP sends whole
 /// buffers however low the cap, and until the next one a new level has done nothing.
 const FLOW_BYTES: u64 = 67_000;
 /// After a pause this long (ns) the last figures say nothing about now.
-const STALE_NS: u64 = 4_000_000_000;
+const STALE_NS: u64 = 12_000_000_000;
 /// Debt up to which paced TCP still passes, ticks of the bucket: two flows whose bursts fall together are not
 /// too fast, and one that is refused with nothing in flight stands still for 200 ms and more. Every byte is
 /// charged all the same.
@@ -33,19 +33,28 @@ const SLOW: u64 = FLOW_BYTES * 1_000_000_000 * crate::bucket::TICKS_PER_NS / BUR
 const MOST_UP: i64 = 1_024;
 const MOST_DOWN: i64 = 256;
 
+/// Looks that may find less than half of the limit used before the level follows: bbr lets all but stand still for 200 ms
+/// every ten seconds, all flows of a line at the same time (measured: 1.34 of the limit in the second after).
+const MOST_PAUSES: u32 = 3;
+/// Limits from this rate on, bytes/s, are fast: a look sees a dozen GSO buffers and more, so that what it finds used is what
+/// the flows use. At lower rates one more buffer, or one less, would pass for a pause or for too much.
+const FAST: u64 = 8_000_000;
+/// 17/16 of the limit, in 1,024ths of 1,024ths.
+const MOST_USED: u64 = (1_024 + 64) << 10;
+
 /// No flow gets a lower cap, bytes/s. Over a short line TCP sends 64 KB at a time, and then waits for as long as they take at
 /// the cap that stood then, also when the limit has ended meanwhile: 8 s at this one, minutes at what a limit of 1 KB/s
 /// would give each of four flows. Below it the bucket holds alone.
 const LEAST_CAP: u64 = 8_000;
 
-/// Time between two looks at `rate` and `level` bytes/s, ns.
+/// Time between two looks at `rate` and `level` bytes/s, µs.
 #[inline(always)]
-pub fn period_ns(rate: u64, level: u64) -> u64 {
+pub fn period_us(rate: u64, level: u64) -> u32 {
     let all = PERIOD_BYTES * 1_000_000_000 / rate.max(1);
     let one = FLOW_BYTES * 1_000_000_000 / level.max(1);
     let period = if all > one { all } else { one };
     // Of two constants: nothing of its panic is left.
-    period.clamp(MIN_PERIOD_NS, MAX_PERIOD_NS)
+    (period.clamp(MIN_PERIOD_NS, MAX_PERIOD_NS) / 1_000) as u32
 }
 
 /// What a look at a limit finds.
@@ -57,6 +66,8 @@ pub struct Use {
     pub used: u64,
     /// Debt of the bucket, in ticks; credit below zero.
     pub debt_ticks: i64,
+    /// Looks in a row before this one that found less than half of the limit used.
+    pub pauses: u32,
 }
 
 /// The level after a look at a limit of `rate` bytes/s. All levels are IP bytes/s, from about `rate / 256` to
@@ -64,32 +75,64 @@ pub struct Use {
 ///
 /// It goes up by half of what is missing, and down with the debt of the bucket (up with its credit), which is what
 /// all that was missed, or was too much, adds up to. So what the bursts of a look hide comes out in the next ones.
-/// Nothing is made of what was refused: a single burst is tried again and again.
+/// Nothing is made of what was refused: a single burst is tried again and again. The second figure is
+/// [`Use::pauses`] for the next look.
 #[inline(always)]
-pub fn next_level(level: u64, rate: u64, found: Use) -> u64 {
+pub fn next_level(level: u64, rate: u64, found: Use) -> (u64, u32) {
     if found.elapsed_ns > STALE_NS {
-        return level;
+        return (level, 0);
     }
     // Microseconds, so that no product below leaves 64 bits: used < 2^40, rate <= 2^37.
     let elapsed_us = (found.elapsed_ns / 1_000).max(1);
     let used_rate = (found.used.min(1 << 40) * 1_000_000 / elapsed_us).min(2 * rate);
     // All in 1,024ths.
-    let mut change = (1_024 - (used_rate * 1_024 / rate.max(1)) as i64) >> 1;
+    let used_part = used_rate * 1_024 / rate.max(1);
+    let pauses = if used_part < 512 { found.pauses + 1 } else { 0 };
+    // Flows that will go on where they were: a higher level would have them exceed the limit all together.
+    if rate >= FAST && pauses != 0 && pauses <= MOST_PAUSES {
+        return (level, pauses);
+    }
+    let mut change = (1_024 - used_part as i64) >> 1;
     // A second of debt is about half the level.
     let debt = found.debt_ticks >> 27;
     change -= if debt > 1_024 { 1_024 } else { debt };
     // Of two constants: nothing of its panic is left.
     change = change.clamp(-MOST_DOWN, MOST_UP);
+    // What the same flows would use: not far beyond the limit, however much there is to make up for.
+    let most_change = (MOST_USED / used_part.max(1)) as i64 - 1_024;
+    if rate >= FAST && change > most_change {
+        change = most_change;
+    }
     let next = level.wrapping_add(((level as i64 * change) >> 10) as u64);
     let floor = rate / FLOOR + 100;
     let most = rate + if rate < SLOW { rate / SLOW_HEADROOM } else { rate / HEADROOM };
-    if next > most {
+    let next = if next > most {
         most
     } else if next < floor {
         floor
     } else {
         next
+    };
+    (next, pauses)
+}
+
+/// So many flows are expected at most where they can only be guessed: many connections may be idle.
+pub const MOST_EXPECTED: u64 = 8;
+
+/// The level when another flow comes while a limit is hardly used: at the level of one, eight that begin together would
+/// exceed the limit eight times, and those that the bucket refuses starve until the level has fallen. As if all that
+/// come so were greedy, up to [`MOST_EXPECTED`]; the first alone changes nothing.
+#[inline(always)]
+pub fn level_with_another(level: u64, rate: u64) -> u64 {
+    if level >= rate {
+        return rate.max(2) - 1;
     }
+    if level <= rate / MOST_EXPECTED {
+        return level;
+    }
+    // rate / (rate / level + 1), in KB/s: no product leaves 64 bits.
+    let (low, high) = (level / 1_000 + 1, rate / 1_000 + 1);
+    (low * high / (low + high) * 1_000).max(rate / MOST_EXPECTED).min(level)
 }
 
 /// What to set as a flow's pacing rate: the kernel paces payload, the limit counts IP bytes. Bytes/s, at least
@@ -139,11 +182,11 @@ mod tests {
                 (random >> 40) as f64 / f64::from(1 << 24)
             };
             let mut level = self.rate / self.guess * 9 / 8;
-            let mut period = period_ns(self.rate, level);
+            let mut period = u64::from(period_us(self.rate, level)) * 1_000;
             let mut flows: Vec<_> =
                 self.wants.iter().map(|_| ((chance() * 5e7) as u64, level, 0_u32)).collect();
             let (mut virtual_time, mut passed, mut early) = (ticks(0), 0, None);
-            let (mut looked_at, mut used, mut follow_at) = (0, 0, 0);
+            let (mut looked_at, mut used, mut follow_at, mut pauses) = (0, 0, 0, 0);
             loop {
                 let (which, &(now, _, _)) = flows.iter().enumerate().min_by_key(|(_, flow)| flow.0).unwrap();
                 if now >= SECOND {
@@ -158,9 +201,9 @@ mod tests {
                 }
                 if now - looked_at >= period {
                     let debt_ticks = (virtual_time as i64 - ticks(now) as i64).max(-(credit as i64));
-                    let found = Use { elapsed_ns: now - looked_at, used: passed - used, debt_ticks };
-                    level = next_level(level, self.rate, found);
-                    period = period_ns(self.rate, level);
+                    let found = Use { elapsed_ns: now - looked_at, used: passed - used, debt_ticks, pauses };
+                    (level, pauses) = next_level(level, self.rate, found);
+                    period = u64::from(period_us(self.rate, level)) * 1_000;
                     (looked_at, used) = (now, passed);
                 }
                 let flow = &mut flows[which];
@@ -235,6 +278,22 @@ mod tests {
     }
 
     #[test]
+    fn flows_that_begin_together_are_expected_to_share() {
+        for rate in [1_000, 100_000, 1_000_000, 125_000_000_000] {
+            let mut level = rate;
+            for flows in 1..20 {
+                level = level_with_another(level, rate);
+                let fair = rate / flows.min(MOST_EXPECTED);
+                assert!(
+                    (fair * 3 / 4..=fair * 5 / 4).contains(&level) || rate == 1_000,
+                    "{flows} at {rate}: {level}"
+                );
+                assert!((rate / MOST_EXPECTED..=rate).contains(&level));
+            }
+        }
+    }
+
+    #[test]
     fn payload_is_what_headers_leave() {
         assert_eq!(payload_rate(1_500_000, false), 1_448_000);
         assert_eq!(payload_rate(1_500_000, true), 1_428_000);
@@ -247,8 +306,8 @@ mod tests {
             elapsed_ns in 0u64..10_000_000_000, debt_ticks in any::<i64>(),
         ) {
             let level = level.clamp(rate / FLOOR + 100, rate);
-            let next = next_level(level, rate, Use { elapsed_ns, used, debt_ticks });
-            let period = period_ns(rate, next);
+            let (next, _) = next_level(level, rate, Use { elapsed_ns, used, debt_ticks, pauses: 0 });
+            let period = u64::from(period_us(rate, next)) * 1_000;
             prop_assert!((MIN_PERIOD_NS..=MAX_PERIOD_NS).contains(&period));
             prop_assert!(next <= rate + rate / HEADROOM && next >= (rate / FLOOR + 100).min(rate));
             prop_assert!(payload_rate(next, true) <= payload_rate(next, false));

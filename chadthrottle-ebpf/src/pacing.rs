@@ -9,13 +9,14 @@ use aya_ebpf::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
         BPF_SOCK_OPS_RTT_CB_FLAG,
     },
-    helpers::{bpf_setsockopt, bpf_skc_to_tcp_sock},
+    helpers::{bpf_ktime_get_ns, bpf_setsockopt, bpf_skc_to_tcp_sock},
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use chadthrottle_common::{
     abi::{TAG_LISTENER, TAG_SHARED, TokenBucket, UPLOAD},
-    pacing::{Use, next_level, payload_rate, period_ns},
+    bucket::ticks,
+    pacing::{Use, level_with_another, next_level, payload_rate, period_us},
 };
 
 use crate::{
@@ -39,7 +40,7 @@ pub unsafe fn look(bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
     // SAFETY: the caller's.
     unsafe {
         let elapsed_ns = now_ns.saturating_sub((*bucket).level_at_ns);
-        if elapsed_ns < (*bucket).level_period_ns || (*bucket).level == 0 {
+        if elapsed_ns < u64::from((*bucket).level_period_us) * 1_000 || (*bucket).level == 0 {
             return;
         }
         (*bucket).level_at_ns = now_ns;
@@ -49,18 +50,34 @@ pub unsafe fn look(bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
             elapsed_ns,
             used: passed.wrapping_sub((*bucket).level_passed),
             debt_ticks: if ahead < most_credit { most_credit } else { ahead },
+            pauses: (*bucket).level_pauses,
         };
         (*bucket).level_passed = passed;
         let (level, rate) = ((*bucket).level, (*bucket).rate_bps);
-        let next = next_level(level, rate, found);
+        let (next, pauses) = next_level(level, rate, found);
         (*bucket).level = next;
-        (*bucket).level_period_ns = period_ns(rate, next);
+        (*bucket).level_pauses = pauses;
+        (*bucket).level_period_us = period_us(rate, next);
+    }
+}
+
+/// Another flow comes. A limit is hardly used when half of its credit is there, or nobody has made use of it yet.
+#[inline(always)]
+unsafe fn expect_another(bucket: *mut TokenBucket, now_ns: u64) {
+    // SAFETY: the caller's: points into a map value.
+    unsafe {
+        let (level, rate) = ((*bucket).level, (*bucket).rate_bps);
+        let credit = ticks(now_ns, (*bucket).epoch_ns).saturating_sub((*bucket).virtual_time);
+        let is_fresh = (*bucket).bytes_passed < (*bucket).capacity / 2;
+        if level != 0 && (is_fresh || credit > (*bucket).capacity_ticks / 2) {
+            (*bucket).level = level_with_another(level, rate);
+        }
     }
 }
 
 /// The lowest level of the limits that hold a socket; 0: it is not to be paced.
 #[inline(always)]
-unsafe fn level_of(socket: *mut c_void) -> Option<u64> {
+unsafe fn level_of(socket: *mut c_void, is_new: bool) -> Option<u64> {
     // SAFETY: the caller's: `socket` is a socket.
     unsafe {
         let tag = TAGS.get(socket)?;
@@ -83,8 +100,12 @@ unsafe fn level_of(socket: *mut c_void) -> Option<u64> {
             if *id == 0 {
                 continue;
             }
-            if let Some(pair) = CGROUP_BUCKETS.get_ptr(*id) {
-                let level = (*pair.cast::<TokenBucket>().add(UPLOAD)).level;
+            if let Some(pair) = CGROUP_BUCKETS.get_ptr_mut(*id) {
+                let bucket = pair.cast::<TokenBucket>().add(UPLOAD);
+                if is_new {
+                    expect_another(bucket, bpf_ktime_get_ns());
+                }
+                let level = (*bucket).level;
                 if level != 0 && (lowest == 0 || level < lowest) {
                     lowest = level;
                 }
@@ -102,8 +123,9 @@ unsafe fn pace(ctx: &SockOpsContext) -> Option<()> {
         if socket.is_null() {
             return None;
         }
-        let level = level_of(socket)?;
-        if ctx.op() != BPF_SOCK_OPS_RTT_CB {
+        let is_new = ctx.op() != BPF_SOCK_OPS_RTT_CB;
+        let level = level_of(socket, is_new)?;
+        if is_new {
             // Beside what others asked for.
             let _ = ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_RTT_CB_FLAG) as i32);
         }
