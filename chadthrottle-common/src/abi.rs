@@ -131,8 +131,10 @@ pub struct TokenBucket {
     pub level_at_ns: u64,
     /// Time between two looks at the level, µs.
     pub level_period_us: u32,
-    /// Looks in a row that found the flows pausing ([`crate::pacing::Use::pauses`]).
-    pub level_pauses: u32,
+    /// Looks in a row that found the flows pausing ([`crate::pacing::Next::pauses`]).
+    pub level_pauses: u16,
+    /// Not 0: the last look found some flow in want of more ([`crate::pacing::Next::in_want`]).
+    pub level_in_want: u16,
     /// Download: [`CgroupThrottleConfig::class_id`].
     pub class_id: u32,
     /// Download, with a class of [`TIMED_MAJOR`]: bytes that may wait; else 0.

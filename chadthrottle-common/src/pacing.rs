@@ -35,7 +35,7 @@ const MOST_DOWN: i64 = 256;
 
 /// Looks that may find less than half of the limit used before the level follows: bbr lets all but stand still for 200 ms
 /// every ten seconds, all flows of a line at the same time (measured: 1.34 of the limit in the second after).
-const MOST_PAUSES: u32 = 3;
+const MOST_PAUSES: u16 = 3;
 /// Limits from this rate on, bytes/s, are fast: a look sees a dozen GSO buffers and more, so that what it finds used is what
 /// the flows use. At lower rates one more buffer, or one less, would pass for a pause or for too much.
 const FAST: u64 = 8_000_000;
@@ -67,7 +67,18 @@ pub struct Use {
     /// Debt of the bucket, in ticks; credit below zero.
     pub debt_ticks: i64,
     /// Looks in a row before this one that found less than half of the limit used.
-    pub pauses: u32,
+    pub pauses: u16,
+}
+
+/// What a look makes of it.
+#[derive(Clone, Copy, Debug)]
+pub struct Next {
+    /// The level, IP bytes/s.
+    pub level: u64,
+    /// [`Use::pauses`] for the next look.
+    pub pauses: u16,
+    /// Whether half of what one flow at the level sends has passed, and more: else none stands there.
+    pub in_want: bool,
 }
 
 /// The level after a look at a limit of `rate` bytes/s. All levels are IP bytes/s, from about `rate / 256` to
@@ -75,22 +86,22 @@ pub struct Use {
 ///
 /// It goes up by half of what is missing, and down with the debt of the bucket (up with its credit), which is what
 /// all that was missed, or was too much, adds up to. So what the bursts of a look hide comes out in the next ones.
-/// Nothing is made of what was refused: a single burst is tried again and again. The second figure is
-/// [`Use::pauses`] for the next look.
+/// Nothing is made of what was refused: a single burst is tried again and again.
 #[inline(always)]
-pub fn next_level(level: u64, rate: u64, found: Use) -> (u64, u32) {
+pub fn next_level(level: u64, rate: u64, found: Use) -> Next {
     if found.elapsed_ns > STALE_NS {
-        return (level, 0);
+        return Next { level, pauses: 0, in_want: false };
     }
     // Microseconds, so that no product below leaves 64 bits: used < 2^40, rate <= 2^37.
     let elapsed_us = (found.elapsed_ns / 1_000).max(1);
     let used_rate = (found.used.min(1 << 40) * 1_000_000 / elapsed_us).min(2 * rate);
     // All in 1,024ths.
     let used_part = used_rate * 1_024 / rate.max(1);
-    let pauses = if used_part < 512 { found.pauses + 1 } else { 0 };
+    let pauses = if used_part < 512 { found.pauses.saturating_add(1) } else { 0 };
+    let in_want = used_rate > level / 2;
     // Flows that will go on where they were: a higher level would have them exceed the limit all together.
     if rate >= FAST && pauses != 0 && pauses <= MOST_PAUSES {
-        return (level, pauses);
+        return Next { level, pauses, in_want };
     }
     let mut change = (1_024 - used_part as i64) >> 1;
     // A second of debt is about half the level.
@@ -106,22 +117,23 @@ pub fn next_level(level: u64, rate: u64, found: Use) -> (u64, u32) {
     let next = level.wrapping_add(((level as i64 * change) >> 10) as u64);
     let floor = rate / FLOOR + 100;
     let most = rate + if rate < SLOW { rate / SLOW_HEADROOM } else { rate / HEADROOM };
-    let next = if next > most {
+    let level = if next > most {
         most
     } else if next < floor {
         floor
     } else {
         next
     };
-    (next, pauses)
+    Next { level, pauses, in_want }
 }
 
 /// So many flows are expected at most where they can only be guessed: many connections may be idle.
 pub const MOST_EXPECTED: u64 = 8;
 
-/// The level when another flow comes while a limit is hardly used: at the level of one, eight that begin together would
-/// exceed the limit eight times, and those that the bucket refuses starve until the level has fallen. As if all that
-/// come so were greedy, up to [`MOST_EXPECTED`]; the first alone changes nothing.
+/// The level when another flow comes while none is in want of more ([`Next::in_want`]): at the level of one, eight that begin
+/// together would exceed the limit eight times, and those that the bucket refuses starve until the level has fallen. As if
+/// all that come so were greedy, up to [`MOST_EXPECTED`]; the first alone changes nothing. Beside a flow that stands at the
+/// level already nobody is expected to: short connections, one after the other, would take it away from that one.
 #[inline(always)]
 pub fn level_with_another(level: u64, rate: u64) -> u64 {
     if level >= rate {
@@ -202,7 +214,7 @@ mod tests {
                 if now - looked_at >= period {
                     let debt_ticks = (virtual_time as i64 - ticks(now) as i64).max(-(credit as i64));
                     let found = Use { elapsed_ns: now - looked_at, used: passed - used, debt_ticks, pauses };
-                    (level, pauses) = next_level(level, self.rate, found);
+                    Next { level, pauses, .. } = next_level(level, self.rate, found);
                     period = u64::from(period_us(self.rate, level)) * 1_000;
                     (looked_at, used) = (now, passed);
                 }
@@ -306,7 +318,7 @@ mod tests {
             elapsed_ns in 0u64..10_000_000_000, debt_ticks in any::<i64>(),
         ) {
             let level = level.clamp(rate / FLOOR + 100, rate);
-            let (next, _) = next_level(level, rate, Use { elapsed_ns, used, debt_ticks, pauses: 0 });
+            let next = next_level(level, rate, Use { elapsed_ns, used, debt_ticks, pauses: 0 }).level;
             let period = u64::from(period_us(rate, next)) * 1_000;
             prop_assert!((MIN_PERIOD_NS..=MAX_PERIOD_NS).contains(&period));
             prop_assert!(next <= rate + rate / HEADROOM && next >= (rate / FLOOR + 100).min(rate));

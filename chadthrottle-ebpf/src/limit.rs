@@ -575,6 +575,7 @@ pub fn change_bucket(ctx: SkBuffContext) -> i32 {
         (*bucket).level = change.bucket.level;
         (*bucket).level_period_us = change.bucket.level_period_us;
         (*bucket).level_pauses = 0;
+        (*bucket).level_in_want = 0;
         atomic::add(&raw mut (*bucket).virtual_time, change.shift);
         (*bucket).rate_bps = change.bucket.rate_bps;
     }

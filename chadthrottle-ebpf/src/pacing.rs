@@ -9,13 +9,12 @@ use aya_ebpf::{
         BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_RTT_CB,
         BPF_SOCK_OPS_RTT_CB_FLAG,
     },
-    helpers::{bpf_ktime_get_ns, bpf_setsockopt, bpf_skc_to_tcp_sock},
+    helpers::{bpf_setsockopt, bpf_skc_to_tcp_sock},
     macros::sock_ops,
     programs::SockOpsContext,
 };
 use chadthrottle_common::{
     abi::{TAG_LISTENER, TAG_SHARED, TokenBucket, UPLOAD},
-    bucket::ticks,
     pacing::{Use, level_with_another, next_level, payload_rate, period_us},
 };
 
@@ -54,23 +53,22 @@ pub unsafe fn look(bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
         };
         (*bucket).level_passed = passed;
         let (level, rate) = ((*bucket).level, (*bucket).rate_bps);
-        let (next, pauses) = next_level(level, rate, found);
-        (*bucket).level = next;
-        (*bucket).level_pauses = pauses;
-        (*bucket).level_period_us = period_us(rate, next);
+        let next = next_level(level, rate, found);
+        (*bucket).level = next.level;
+        (*bucket).level_pauses = next.pauses;
+        (*bucket).level_in_want = u16::from(next.in_want);
+        (*bucket).level_period_us = period_us(rate, next.level);
     }
 }
 
-/// Another flow comes. A limit is hardly used when half of its credit is there, or nobody has made use of it yet.
+/// Another flow comes: the look that its first packet may have brought about tells of the time before.
 #[inline(always)]
-unsafe fn expect_another(bucket: *mut TokenBucket, now_ns: u64) {
+unsafe fn expect_another(bucket: *mut TokenBucket) {
     // SAFETY: the caller's: points into a map value.
     unsafe {
-        let (level, rate) = ((*bucket).level, (*bucket).rate_bps);
-        let credit = ticks(now_ns, (*bucket).epoch_ns).saturating_sub((*bucket).virtual_time);
-        let is_fresh = (*bucket).bytes_passed < (*bucket).capacity / 2;
-        if level != 0 && (is_fresh || credit > (*bucket).capacity_ticks / 2) {
-            (*bucket).level = level_with_another(level, rate);
+        let level = (*bucket).level;
+        if level != 0 && (*bucket).level_in_want == 0 {
+            (*bucket).level = level_with_another(level, (*bucket).rate_bps);
         }
     }
 }
@@ -103,7 +101,7 @@ unsafe fn level_of(socket: *mut c_void, is_new: bool) -> Option<u64> {
             if let Some(pair) = CGROUP_BUCKETS.get_ptr_mut(*id) {
                 let bucket = pair.cast::<TokenBucket>().add(UPLOAD);
                 if is_new {
-                    expect_another(bucket, bpf_ktime_get_ns());
+                    expect_another(bucket);
                 }
                 let level = (*bucket).level;
                 if level != 0 && (lowest == 0 || level < lowest) {
