@@ -20,6 +20,8 @@ pub fn trials() -> Vec<Trial> {
         plain("pacing::own_caps_stay", own_caps_stay),
         trial("pacing::datagrams_wait_in_fq", datagrams_wait_in_fq),
         plain("pacing::few_datagrams_beside_a_transfer", few_datagrams),
+        plain("pacing::flows_that_begin_together_share", begun_together),
+        plain("pacing::short_ones_leave_the_rest", short_ones_leave_the_rest),
         plain("pacing::slow_ones_leave_the_rest", slow_ones_leave_the_rest),
         line_trial(
             "pacing::slow_ones_leave_the_rest_over_a_line",
@@ -27,6 +29,51 @@ pub fn trials() -> Vec<Trial> {
             |scene| slow_ones_leave_the_rest(scene).map(|()| Finding::Holds),
         ),
     ]
+}
+
+/// Eight that begin when a limit has been there, and unused, for a while.
+fn begun_together(scene: &Scene) -> Result<()> {
+    const LIMIT: f64 = 1e6;
+    let server = scene.server()?;
+    for congestion in ["cubic", "bbr"] {
+        let mut client = scene.client(&[])?;
+        let limit = scene.limit(&format!("pid:{} -u {LIMIT}", client.pid()))?;
+        sleep_until(limit.since + 1.5)?;
+        let runs: Vec<u64> = (0..8).map(|_| scene.run()).collect();
+        for run in &runs {
+            client.tell(&format!("connect tcp {} put cc={congestion} run={run}", scene.tcp(Version::V4)))?;
+        }
+        let from = now() + 1.0;
+        let shares = runs.iter().map(|run| Ok(received(&server, *run, from, from + 8.0)? / LIMIT));
+        let shares = shares.collect::<Result<Vec<f64>>>()?;
+        let (least, most) =
+            shares.iter().fold((f64::MAX, 0.0_f64), |(low, high), share| (low.min(*share), high.max(*share)));
+        let sum: f64 = shares.iter().sum();
+        eprintln!("{congestion}: {sum:.3} of the limit, least to most {:.2}", least / most);
+        ensure!(least / most >= 0.4, "{congestion}: of the limit they get {shares:.3?}");
+        ensure!((0.85..=1.05).contains(&sum), "{congestion}: together they get {sum:.3} of the limit");
+        limit.end()?;
+    }
+    Ok(())
+}
+
+/// Twenty connections a second that send 20 KB each beside one that would send all.
+fn short_ones_leave_the_rest(scene: &Scene) -> Result<()> {
+    const LIMIT: f64 = 2e6;
+    let server = scene.server()?;
+    let (short, all) = (scene.run(), scene.run());
+    let address = scene.tcp(Version::V4);
+    let mut client = scene.client(&[format!("connect tcp {address} put cc=cubic run={all}")])?;
+    let limit = scene.limit(&format!("pid:{} -u {LIMIT}", client.pid()))?;
+    client.tell(&format!("burst {address} count=180 every=50 bytes=20000 run={short}"))?;
+    let (from, to) = (limit.since + 2.0, limit.since + 8.0);
+    let shares = [received(&server, short, from, to)? / LIMIT, received(&server, all, from, to)? / LIMIT];
+    eprintln!("short ones {:.3} of the limit, the long one {:.3}", shares[0], shares[1]);
+    ensure!(shares[0] >= 0.1, "the short ones get {:.3} of the limit", shares[0]);
+    ensure!(shares[1] >= 0.6, "the long one gets {:.3} of the limit", shares[1]);
+    let sum = shares[0] + shares[1];
+    ensure!((0.85..=1.05).contains(&sum), "together they get {sum:.3} of the limit");
+    limit.end().map(drop)
 }
 
 /// Seven connections that send little do not keep the limit from one that would send all.
