@@ -5,7 +5,7 @@ use core::num::NonZeroU64;
 
 use aya_ebpf::{
     bindings::bpf_sock,
-    helpers::{bpf_ktime_get_ns, bpf_sk_fullsock, bpf_skc_to_mptcp_sock, bpf_tcp_sock},
+    helpers::{bpf_ktime_get_ns, bpf_sk_fullsock, bpf_skc_to_mptcp_sock},
     macros::cgroup_skb,
     programs::SkBuffContext,
 };
@@ -126,24 +126,6 @@ fn tell_owner(tag: &mut Tag) {
 pub fn stats(id: u64, direction: usize) -> Option<*mut ThrottleStats> {
     // SAFETY: a map value of two elements.
     CGROUP_STATS.get_ptr_mut(id).map(|pair| unsafe { pair.cast::<ThrottleStats>().add(direction) })
-}
-
-/// Whether a packet is data of a TCP connection that has nothing else under way. Asks the kernel for the length: what
-/// is known of it from before would have the verifier follow every way here anew.
-///
-/// # Safety
-/// `socket` came with the context.
-#[inline(always)]
-unsafe fn is_first(ctx: &SkBuffContext, socket: *mut bpf_sock) -> bool {
-    // SAFETY: the caller's; a field of the context.
-    unsafe {
-        let socket = bpf_sk_fullsock(socket);
-        if socket.is_null() || u64::from((*ctx.skb.skb).len) <= SMALL_PACKET {
-            return false;
-        }
-        let tcp = bpf_tcp_sock(socket);
-        !tcp.is_null() && (*tcp).packets_out == 0
-    }
 }
 
 #[inline(always)]
@@ -514,10 +496,8 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         }
         Some(if passes {
             PASS
-        } else if direction == UPLOAD && (!is_tcp(socket) || is_first(ctx, socket)) {
-            // A sender of datagrams must not see an error; TCP keeps the segment, and with nothing under way whose
-            // acknowledgement could tell it to go on, it tries again every half second. After an error it would wait
-            // twice as long every time, and starve beside others that come at better moments.
+        } else if direction == UPLOAD && !is_tcp(socket) {
+            // The sender must not see an error.
             DROP_AND_SLOW_DOWN
         } else {
             // On upload TCP keeps the segment and tries again.

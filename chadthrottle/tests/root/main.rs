@@ -47,9 +47,9 @@ fn main() -> std::process::ExitCode {
     if let Some(code) = actor::play() {
         return code;
     }
-    // A script that starts the trials with `&` has them ignore SIGINT, and so all that they start; a shell that was
-    // started so can't trap it.
-    for which in [Signal::SIGINT, Signal::SIGQUIT] {
+    // A script that starts the trials with `&` has them ignore SIGINT, and nohup SIGHUP, and so all that they start; a
+    // shell that was started so can't trap it.
+    for which in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
         // SAFETY: the default action takes no handler.
         unsafe { signal(which, SigHandler::SigDfl) }.expect("these signals have a default action");
     }
