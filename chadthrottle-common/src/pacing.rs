@@ -165,6 +165,10 @@ mod tests {
     use super::*;
     use crate::bucket::TICKS_PER_NS;
 
+    fn period_ns(rate: u64, level: u64) -> u64 {
+        u64::from(period_us(rate, level)) * 1_000
+    }
+
     /// What is simulated: flows that send bursts, a bucket as `limit_egress` has it, and the owner.
     struct Lane {
         rate: u64,
@@ -194,7 +198,7 @@ mod tests {
                 (random >> 40) as f64 / f64::from(1 << 24)
             };
             let mut level = self.rate / self.guess * 9 / 8;
-            let mut period = u64::from(period_us(self.rate, level)) * 1_000;
+            let mut period = period_ns(self.rate, level);
             let mut flows: Vec<_> =
                 self.wants.iter().map(|_| ((chance() * 5e7) as u64, level, 0_u32)).collect();
             let (mut virtual_time, mut passed, mut early) = (ticks(0), 0, None);
@@ -215,7 +219,7 @@ mod tests {
                     let debt_ticks = (virtual_time as i64 - ticks(now) as i64).max(-(credit as i64));
                     let found = Use { elapsed_ns: now - looked_at, used: passed - used, debt_ticks, pauses };
                     Next { level, pauses, .. } = next_level(level, self.rate, found);
-                    period = u64::from(period_us(self.rate, level)) * 1_000;
+                    period = period_ns(self.rate, level);
                     (looked_at, used) = (now, passed);
                 }
                 let flow = &mut flows[which];
@@ -319,7 +323,7 @@ mod tests {
         ) {
             let level = level.clamp(rate / FLOOR + 100, rate);
             let next = next_level(level, rate, Use { elapsed_ns, used, debt_ticks, pauses: 0 }).level;
-            let period = u64::from(period_us(rate, next)) * 1_000;
+            let period = period_ns(rate, next);
             prop_assert!((MIN_PERIOD_NS..=MAX_PERIOD_NS).contains(&period));
             prop_assert!(next <= rate + rate / HEADROOM && next >= (rate / FLOOR + 100).min(rate));
             prop_assert!(payload_rate(next, true) <= payload_rate(next, false));

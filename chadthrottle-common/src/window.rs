@@ -206,7 +206,9 @@ mod tests {
             prop_assume!(window > LEAST_BARE);
             let speed = u128::from(window) * u128::from(flows) * 1_000_000 / u128::from(rtt);
             let share = speed as f64 / rate as f64;
-            prop_assert!((0.93..=1448.0 / 1492.0).contains(&share), "{share}");
+            prop_assert!(share <= 1448.0 / 1492.0, "{share}");
+            // A window has an end, which some gigabytes a second over a long line are beyond.
+            prop_assert!(share >= 0.93 || u64::from(window) == MOST, "{share}");
         }
 
         #[test]
