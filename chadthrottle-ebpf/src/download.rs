@@ -295,6 +295,48 @@ extern "C" fn weigh(
     before.then(window::weight(received, elapsed_ns, rtt_us, min_rtt_us, queue_us, window)).0.into()
 }
 
+/// What one limit leaves a connection as its window, in the lower half, and what the connection weighs in it, in the upper;
+/// 0: nothing of it is limited. `weighed`: [`NEW_TURN`] and [`PAST`], and the time. Global as [`weigh`] is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn window_of(
+    id: u64,
+    round_trips: u64,
+    received_and_weights: u64,
+    elapsed_ns: u64,
+    now_and_flags: u64,
+) -> u64 {
+    // SAFETY: as in `weigh`.
+    let config = unsafe { CGROUP_CONFIGS.get(id) };
+    let Some([_, CgroupThrottleConfig { rate_bps, queue_us, .. }]) = config else { return 0 };
+    if *rate_bps == 0 || *queue_us == 0 {
+        return 0;
+    }
+    let now_ns = now_and_flags & !(NEW_TURN | PAST);
+    let past = now_and_flags & PAST;
+    let allowance_us = allowance(id, past, now_ns);
+    let mut weights = received_and_weights & u64::from(u32::MAX);
+    let sum = active_weight(id, window::period(now_ns), now_and_flags & NEW_TURN != 0, |sum| {
+        // Of both the second half.
+        let sum_and_rtt = u64::from(sum) << 32 | round_trips >> 32;
+        let received_and_rtt = received_and_weights >> 32 << 32 | round_trips & u64::from(u32::MAX);
+        weights = weigh(id, sum_and_rtt, received_and_rtt, elapsed_ns, allowance_us << 32 | weights);
+        Weights(weights as u32).most()
+    });
+    let (min_rtt_us, allowance_us) = ((round_trips >> 32) as u32, allowance_us as u32);
+    let window = if past == 0 {
+        window::wanted(*rate_bps, min_rtt_us, allowance_us, sum)
+    } else {
+        window::bare(*rate_bps, min_rtt_us, allowance_us, sum)
+    };
+    weights << 32 | u64::from(window)
+}
+
+/// Flags of [`window_of`], beside the time: it is the connection's first packet in this period, and what it receives has
+/// not been in a queue.
+const NEW_TURN: u64 = 1 << 63;
+const PAST: u64 = 1 << 62;
+
 /// The window of a connection under its limits, and whose it is: the smallest of what each of them leaves it. `past`: what
 /// it receives has not been in a queue.
 #[inline(always)]
@@ -312,33 +354,22 @@ fn smallest_window(
     // In its first period nothing is known.
     let known = flow.since_ns != 0 && (received as i32) >= 0;
     let elapsed_ns = if known { now_ns.saturating_sub(flow.since_ns) } else { 0 };
-    let min_rtt_us = flow.min_rtt_us;
+    let round_trips = u64::from(flow.min_rtt_us) << 32 | u64::from(rtt_us);
+    let now_and_flags = now_ns & !(NEW_TURN | PAST) | u64::from(turn) << 63 | u64::from(past) << 62;
     let mut smallest: Option<(u32, u64)> = None;
     for (id, weights) in limits.iter().zip(&mut flow.weights) {
         if *id == 0 {
             continue;
         }
-        // SAFETY: the element is freed only a second after the last tag that names it was resolved anew.
-        let Some([_, config]) = (unsafe { CGROUP_CONFIGS.get(id) }) else { continue };
-        let rate = config.rate_bps;
-        if rate == 0 || config.queue_us == 0 {
+        let received_and_weights = u64::from(received) << 32 | u64::from(*weights);
+        let found = window_of(*id, round_trips, received_and_weights, elapsed_ns, now_and_flags);
+        // No window is 0.
+        if found == 0 {
             continue;
         }
-        let allowance_us = allowance(*id, past.into(), now_ns);
-        let sum = active_weight(*id, period, turn, |sum| {
-            let sum_and_rtt = u64::from(sum) << 32 | u64::from(min_rtt_us);
-            let received_and_rtt = u64::from(received) << 32 | u64::from(rtt_us);
-            let queue_and_before = allowance_us << 32 | u64::from(*weights);
-            *weights = weigh(*id, sum_and_rtt, received_and_rtt, elapsed_ns, queue_and_before) as u32;
-            Weights(*weights).most()
-        });
-        let wanted = if past {
-            window::bare(rate, min_rtt_us, allowance_us as u32, sum)
-        } else {
-            window::wanted(rate, min_rtt_us, allowance_us as u32, sum)
-        };
-        if smallest.is_none_or(|(other, _)| wanted < other) {
-            smallest = Some((wanted, *id));
+        *weights = (found >> 32) as u32;
+        if smallest.is_none_or(|(other, _)| (found as u32) < other) {
+            smallest = Some((found as u32, *id));
         }
     }
     if turn {
@@ -386,7 +417,8 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
         let port = load(ctx, at + 2)?;
         let far_end = if ipv6 { FarEnd::v6(load(ctx, 24)?, port) } else { FarEnd::v4(load(ctx, 16)?, port) };
         let limits = limits_of(tag, &far_end);
-        let (id, config) = lowest(&limits, |config| config.queue_us != 0)?;
+        let (id, rate_bps) =
+            lowest(&limits, |config| config.queue_us != 0).map(|(id, config)| (id, config.rate_bps))?;
         let flags: u8 = load(ctx, at + 13)?;
         if flags & SYN_RST_ACK != ACK {
             return None;
@@ -413,7 +445,7 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
             wanted = wanted.saturating_sub((1 << scale) - 1).max(window::LEAST_BARE);
         }
         // Another limit, or a lower rate: again as at the start.
-        let known = flow.limit == id && flow.rate_bps <= config.rate_bps;
+        let known = flow.limit == id && flow.rate_bps <= rate_bps;
         let lowered =
             window::lower(ack, u16::from_be(old), scale, wanted, if known { Some(flow.edge) } else { None });
         let new = lowered.field.to_be();
@@ -429,7 +461,7 @@ fn lower(ctx: &TcContext, header: u32) -> Option<()> {
             }
         }
         flow.limit = id;
-        flow.rate_bps = config.rate_bps;
+        flow.rate_bps = rate_bps;
         flow.edge = lowered.edge;
     }
     Some(())

@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{TAG_LISTENER, TAG_SHARED, TokenBucket, UPLOAD},
-    pacing::{Use, level_with_another, next_level, payload_rate, period_us},
+    pacing::{Use, in_turn, level_with_another, next_level, payload_rate, period_us},
 };
 
 use crate::{
@@ -73,7 +73,7 @@ unsafe fn expect_another(bucket: *mut TokenBucket) {
     }
 }
 
-/// The lowest level of the limits that hold a socket; 0: it is not to be paced.
+/// The lowest level of the limits that hold a socket, in its turn; 0: it is not to be paced.
 #[inline(always)]
 unsafe fn level_of(socket: *mut c_void, is_new: bool) -> Option<u64> {
     // SAFETY: the caller's: `socket` is a socket.
@@ -109,7 +109,7 @@ unsafe fn level_of(socket: *mut c_void, is_new: bool) -> Option<u64> {
                 }
             }
         }
-        Some(lowest)
+        Some(in_turn(lowest, tag.found_ticks))
     }
 }
 

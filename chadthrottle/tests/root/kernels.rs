@@ -12,7 +12,7 @@ use crate::support::*;
 const DEBIAN_KERNEL: &str = "CHADT_DEBIAN_KERNEL";
 
 /// Major and minor number of a kernel.
-type Version = (u32, u32);
+pub type Version = (u32, u32);
 
 /// Later than any.
 const NEVER: Version = (u32::MAX, 0);
@@ -192,7 +192,7 @@ fn says_why(state: &Value) -> bool {
     state.to_string().contains("reason")
 }
 
-fn version() -> Result<Version> {
+pub fn version() -> Result<Version> {
     let name = nix::sys::utsname::uname().map_err(|cause| Error::failed(format!("uname: {cause}")))?;
     let release = name.release().to_string_lossy().into_owned();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);

@@ -33,9 +33,11 @@ pub const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 /// The tests that every change has to pass there: of each thing that depends on the kernel one, chosen for how much
 /// it shows in its time. The others run with `--all`.
-const USUAL_TESTS: [&str; 21] = [
+const USUAL_TESTS: [&str; 22] = [
     // Which backends there are, and what they lack.
     "kernels::what_there_is",
+    // How long their verifiers take.
+    "live::soon_in_force",
     // Both directions, TCP and UDP, IPv4 and IPv6; sockets that are older than the limit, and new ones.
     "coverage::open_connections",
     "coverage::new_connections",

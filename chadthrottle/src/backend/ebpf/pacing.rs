@@ -9,15 +9,15 @@ use std::{
 };
 
 use chadthrottle_common::{
-    abi::{Flow, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, SocketRecord, TokenBucket},
-    pacing::payload_rate,
+    abi::{Flow, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, SocketRecord, Tag, TokenBucket},
+    pacing::{self, payload_rate},
 };
 
 use super::{holder::Holder, members};
 use crate::{
     error::{Context, Result},
     kernel::{
-        bpf::{FlowMap, sys},
+        bpf::{FlowMap, Loaded, sys},
         cgroup,
         matching::Census,
         process::{self, Process},
@@ -28,8 +28,12 @@ use crate::{
 
 const IPPROTO_TCP: u32 = 6;
 
-/// A level that moved by less than this fraction is not worth a system call.
+/// A level that moved by less than this fraction is not worth a system call; one at which turns are told has to be closer.
 const TOLERANCE: u64 = 32;
+const TOLERANCE_IN_TURN: u64 = 128;
+
+/// Connections that are told their turns at most: each has to be asked what it found, every time.
+const MOST_IN_TURN: usize = 64;
 
 /// How often the owner looks whether a level has moved, while it has connections to set itself.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
@@ -56,7 +60,7 @@ impl Holder {
                 wanted.entry(*pid).or_default().push((*level, &held.narrowing));
             }
         }
-        let mut due = Vec::new();
+        let (mut due, mut asked) = (Vec::new(), 0);
         let mut any = false;
         for (pid, limits) in wanted {
             for record in look.sockets_of_process(pid).iter_mut().filter(|record| is_ours_to_pace(record)) {
@@ -66,7 +70,16 @@ impl Holder {
                     limits.iter().filter(|(_, narrowing)| covers(narrowing)).map(|(level, _)| *level);
                 let Some(level) = levels.min() else { continue };
                 any = true;
-                if differs(record.level, level) {
+                let in_turn = level <= pacing::TURNS && asked < MOST_IN_TURN;
+                let (level, tolerance) = if in_turn {
+                    asked += 1;
+                    // Gone meanwhile, or not ours to look into.
+                    let Ok(tag) = tag_of(&self.loaded, record) else { continue };
+                    (pacing::in_turn(level, tag.found_ticks), TOLERANCE_IN_TURN)
+                } else {
+                    (level, TOLERANCE)
+                };
+                if differs(record.level, level, tolerance) {
                     record.level = level;
                     due.push((*record, level));
                 }
@@ -245,8 +258,14 @@ fn is_ours_to_pace(record: &SocketRecord) -> bool {
     record.protocol == IPPROTO_TCP && record.flags & (RECORD_LISTENER | RECORD_FOLLOWS) == 0
 }
 
-fn differs(have: u64, want: u64) -> bool {
-    have.abs_diff(want) > want / TOLERANCE
+fn differs(have: u64, want: u64, tolerance: u64) -> bool {
+    have.abs_diff(want) > want / tolerance
+}
+
+fn tag_of(loaded: &Loaded, record: &SocketRecord) -> Result<Tag> {
+    let process = Process::open(record.tgid)?;
+    let socket = sockets::borrow(&process, record.fd)?;
+    loaded.tag_of(socket.as_fd()).map(Option::unwrap_or_default)
 }
 
 /// Sets a level on a socket, or with 0 what it had before; the record of it is written first.
