@@ -90,7 +90,7 @@ pub struct Next {
 /// The level after a look at a limit of `rate` bytes/s. All levels are IP bytes/s, from about `rate / 256` to
 /// a little more than `rate`.
 ///
-/// It goes up by half of what is missing (below [`FAST`] by an eighth, unless that is half of the limit and more), and down
+/// It goes up by half of what is missing (below 8 MB/s by an eighth, unless that is half of the limit and more), and down
 /// with the debt of the bucket (up with its credit), which is what all that was missed, or was too much, adds up to. So what
 /// the bursts of a look hide comes out in the next ones.
 /// Nothing is made of what was refused: a single burst is tried again and again.
