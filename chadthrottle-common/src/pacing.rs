@@ -46,9 +46,8 @@ const MOST_USED: u64 = (1_024 + 64) << 10;
 
 /// Up to this level, bytes/s, each flow is told its turn ([`in_turn`]): a buffer takes no less than a look there.
 pub const TURNS: u64 = FLOW_BYTES * 1_000_000_000 / MIN_PERIOD_NS;
-/// How much later or sooner its next buffer may come so, in bytes at its level.
+/// How much later its next buffer may come so, in bytes at its level.
 const MOST_LATER: i64 = (FLOW_BYTES * 5 / 8) as i64;
-const MOST_SOONER: i64 = (FLOW_BYTES / 16) as i64;
 
 /// No flow gets a lower cap, bytes/s. Over a short line TCP sends 64 KB at a time, and then waits for as long as they take at
 /// the cap that stood then, also when the limit has ended meanwhile: 8 s at this one, minutes at what a limit of 1 KB/s
@@ -167,7 +166,8 @@ pub fn level_with_another(level: u64, rate: u64) -> u64 {
 ///
 /// Flows that send whole buffers and know nothing of each other do so at the same time now and then: more passes than should,
 /// one is refused, and then all are silent. The bucket is a clock that all of them see: who finds it in debt came too soon after
-/// another, and sends its next buffer later by half of that; who finds credit came late. So each finds a turn of its own.
+/// another, and sends its next buffer later by half of that. So each finds a turn of its own. Nobody comes sooner: what all of
+/// them missed the level makes up for.
 #[inline(always)]
 pub fn in_turn(level: u64, found_ticks: i64) -> u64 {
     const SECOND: i64 = (1_000_000_000 * crate::bucket::TICKS_PER_NS) as i64;
@@ -175,10 +175,9 @@ pub fn in_turn(level: u64, found_ticks: i64) -> u64 {
         return level;
     }
     // What the level is in half of that time: a second is 2^20 units of 2^16 ticks, less 7 %.
-    let off = (level as i64).wrapping_mul(found_ticks.clamp(-SECOND, SECOND) >> 16) >> 21;
-    let off = off.clamp(-MOST_SOONER, MOST_LATER);
+    let later = (level as i64).wrapping_mul(found_ticks.clamp(0, SECOND) >> 16) >> 21;
     // Never 0, which not every compiler sees.
-    level * FLOW_BYTES / ((FLOW_BYTES as i64).wrapping_add(off) as u64).max(1)
+    level * FLOW_BYTES / (FLOW_BYTES + later.clamp(0, MOST_LATER) as u64).max(1)
 }
 
 /// What to set as a flow's pacing rate: the kernel paces payload, the limit counts IP bytes. Bytes/s, at least

@@ -113,17 +113,16 @@ fn bursts_do_not_fall_into_the_same_second() {
     }
 }
 
-/// Who came too soon comes later, and the other way round.
+/// Who came too soon comes later.
 #[test]
 fn each_flow_finds_its_turn() {
     const MS: i64 = 1_000_000 * TICKS_PER_NS as i64;
-    assert_eq!(in_turn(125_000, 0), 125_000);
     assert!((115_000..124_000).contains(&in_turn(125_000, 60 * MS)));
-    assert!((126_000..135_000).contains(&in_turn(125_000, -60 * MS)));
-    // A limit that was not used for long has no flow hurry; and no debt stops one.
-    assert_eq!(in_turn(125_000, i64::MIN), in_turn(125_000, -10_000 * MS));
-    assert!((125_000..150_000).contains(&in_turn(125_000, i64::MIN)));
-    assert!((70_000..125_000).contains(&in_turn(125_000, i64::MAX)));
+    // No debt stops one, and no credit has one hurry.
+    assert!((70_000..115_000).contains(&in_turn(125_000, i64::MAX)));
+    for credit in [0, -1, -60 * MS, i64::MIN] {
+        assert_eq!(in_turn(125_000, credit), 125_000);
+    }
     // No level is one for not paced, and fast flows have no turns.
     assert_eq!(in_turn(0, 60 * MS), 0);
     assert_eq!(in_turn(TURNS + 1, 60 * MS), TURNS + 1);
@@ -195,6 +194,6 @@ proptest! {
         prop_assert!(next <= rate + rate / HEADROOM && next >= (rate / FLOOR + 100).min(rate));
         prop_assert!(payload_rate(next, true) <= payload_rate(next, false));
         let turn = in_turn(next, debt_ticks);
-        prop_assert!(turn >= next / 2 && turn <= next / 7 * 8 + 8);
+        prop_assert!(turn >= next / 2 && turn <= next);
     }
 }
