@@ -37,8 +37,9 @@ const MOST_DOWN: i64 = 256;
 /// every ten seconds, all flows of a line at the same time (measured: 1.34 of the limit in the second after).
 const MOST_PAUSES: u16 = 3;
 /// Limits from this rate on, bytes/s, are fast: a look sees a dozen GSO buffers and more, so that what it finds used is what
-/// the flows use. At lower rates one more buffer, or one less, would pass for a pause or for too much.
-const FAST: u64 = 8_000_000;
+/// the flows use. At lower rates one more buffer, or one less, would pass for a pause or for too much. And there is no need of
+/// turns.
+pub const FAST: u64 = 8_000_000;
 /// So much of credit, bytes, is more than the buffers that happen not to fall into a look.
 const MISSING: u64 = 3 * FLOW_BYTES;
 /// 17/16 of the limit, in 1,024ths of 1,024ths.

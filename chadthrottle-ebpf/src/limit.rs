@@ -18,7 +18,7 @@ use chadthrottle_common::{
         ANSWER, BESIDE_SHIFT, QUESTION, QUEUE_SLACK, SMALL_PACKET, SMALL_SLACK, Word, charge, cost, cost_beside, exceeded, has_room,
         may_be_kept, out_of_debt_ns, ticks,
     },
-    pacing::BURST_TICKS,
+    pacing::{BURST_TICKS, FAST},
     remote::SELECTIVE,
     wire::Wire,
 };
@@ -350,7 +350,8 @@ impl Packet<'_> {
             }
             if passes {
                 if self.direction == UPLOAD && self.wire.bytes > SMALL_PACKET {
-                    *found_ticks = found.seen.wrapping_sub(found.now) as i64;
+                    let found_now = found.seen.wrapping_sub(found.now) as i64;
+                    *found_ticks = if found.rate.get() < FAST { found_now } else { 0 };
                 }
                 self.charge::<CAS>(&found, QUEUE_SLACK);
             } else {
