@@ -494,6 +494,10 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         if timed && packet.was_charged(if selective { &narrowed } else { &tag.limits }) {
             return Some(PASS);
         }
+        if !single {
+            // Several limits tell no turn, and what one of them told before is over.
+            tag.found_ticks = 0;
+        }
         let passes = if single { packet.pass_one::<CAS>(one, &mut tag.found_ticks) } else { packet.pass_all::<CAS>(if selective { &narrowed } else { &tag.limits }) };
         if !passes {
             take_back(socket, direction, packet.wire.bytes);

@@ -32,7 +32,7 @@ const IPPROTO_TCP: u32 = 6;
 const TOLERANCE: u64 = 32;
 const TOLERANCE_IN_TURN: u64 = 128;
 
-/// Connections that are told their turns at most: each has to be asked what it found, every time.
+/// Up to so many connections are told their turns: each has to be asked what it found, every time.
 const MOST_IN_TURN: usize = 64;
 
 /// How often the owner looks whether a level has moved, while it has connections to set itself.
@@ -60,7 +60,10 @@ impl Holder {
                 wanted.entry(*pid).or_default().push((*level, &held.narrowing));
             }
         }
-        let (mut due, mut asked) = (Vec::new(), 0);
+        let mut ours =
+            |pid: &u32| look.sockets_of_process(*pid).iter().filter(|it| is_ours_to_pace(it)).count();
+        let in_turn = wanted.keys().map(&mut ours).sum::<usize>() <= MOST_IN_TURN;
+        let mut due = Vec::new();
         let mut any = false;
         for (pid, limits) in wanted {
             for record in look.sockets_of_process(pid).iter_mut().filter(|record| is_ours_to_pace(record)) {
@@ -70,9 +73,7 @@ impl Holder {
                     limits.iter().filter(|(_, narrowing)| covers(narrowing)).map(|(level, _)| *level);
                 let Some(level) = levels.min() else { continue };
                 any = true;
-                let in_turn = level <= pacing::TURNS && asked < MOST_IN_TURN;
-                let (level, tolerance) = if in_turn {
-                    asked += 1;
+                let (level, tolerance) = if in_turn && level <= pacing::TURNS {
                     // Gone meanwhile, or not ours to look into.
                     let Ok(tag) = tag_of(&self.loaded, record) else { continue };
                     (pacing::in_turn(level, tag.found_ticks), TOLERANCE_IN_TURN)
