@@ -206,8 +206,7 @@ pub struct Tag {
     pub applies: u32,
     /// 1: the last packet received had not been in the queue; 0: it had, or there was none.
     pub past_queue: u32,
-    /// Upload, under one limit that is not fast: the debt of its bucket that the last packet which passed found, in ticks; below
-    /// zero: credit.
+    /// Upload, under one limit: the debt of its bucket that the last packet which passed found, in ticks; below zero: credit.
     pub found_ticks: i64,
 }
 

@@ -18,7 +18,7 @@ use chadthrottle_common::{
         ANSWER, BESIDE_SHIFT, QUESTION, QUEUE_SLACK, SMALL_PACKET, SMALL_SLACK, Word, charge, cost, cost_beside, exceeded, has_room,
         may_be_kept, out_of_debt_ns, ticks,
     },
-    pacing::{BURST_TICKS, FAST},
+    pacing::BURST_TICKS,
     remote::SELECTIVE,
     wire::Wire,
 };
@@ -350,8 +350,7 @@ impl Packet<'_> {
             }
             if passes {
                 if self.direction == UPLOAD && self.wire.bytes > SMALL_PACKET {
-                    let found_now = found.seen.wrapping_sub(found.now) as i64;
-                    *found_ticks = if found.rate.get() < FAST { found_now } else { 0 };
+                    *found_ticks = found.seen.wrapping_sub(found.now) as i64;
                 }
                 self.charge::<CAS>(&found, QUEUE_SLACK);
             } else {
@@ -493,10 +492,6 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         let packet = Packet { ctx, socket, direction, recent_ns, wire: packet::wire(ctx), priority };
         if timed && packet.was_charged(if selective { &narrowed } else { &tag.limits }) {
             return Some(PASS);
-        }
-        if !single {
-            // Several limits tell no turn, and what one of them told before is over.
-            tag.found_ticks = 0;
         }
         let passes = if single { packet.pass_one::<CAS>(one, &mut tag.found_ticks) } else { packet.pass_all::<CAS>(if selective { &narrowed } else { &tag.limits }) };
         if !passes {

@@ -46,34 +46,35 @@ impl Holder {
             return Ok(None);
         }
         let buckets = self.loaded.entries::<u64, [TokenBucket; 2]>("CGROUP_BUCKETS")?;
-        let levels: HashMap<u64, u64> =
-            buckets.into_iter().map(|(key, pair)| (key, pair[Direction::Upload.index()].level)).collect();
+        let uploads: HashMap<u64, TokenBucket> =
+            buckets.into_iter().map(|(key, pair)| (key, pair[Direction::Upload.index()])).collect();
         // The last look will do, as long as checks renew it.
         if self.look.is_none() {
             self.look()?;
         }
         let Some(look) = &mut self.look else { return Ok(None) };
-        let mut wanted = HashMap::<u32, Vec<(u64, &Narrowing)>>::new();
+        let mut wanted = HashMap::<u32, Vec<(TokenBucket, &Narrowing)>>::new();
         for held in self.held.values() {
-            let Some(level) = levels.get(&held.key).filter(|level| **level != 0) else { continue };
+            // One that is for downloads alone counts, too: several limits tell no turn.
+            let Some(bucket) = uploads.get(&held.key) else { continue };
             for pid in look.members.get(&held.key).into_iter().flatten() {
-                wanted.entry(*pid).or_default().push((*level, &held.narrowing));
+                wanted.entry(*pid).or_default().push((*bucket, &held.narrowing));
             }
         }
         let mut ours =
             |pid: &u32| look.sockets_of_process(*pid).iter().filter(|it| is_ours_to_pace(it)).count();
-        let in_turn = wanted.keys().map(&mut ours).sum::<usize>() <= MOST_IN_TURN;
+        let few = wanted.keys().map(&mut ours).sum::<usize>() <= MOST_IN_TURN;
         let mut due = Vec::new();
         let mut any = false;
         for (pid, limits) in wanted {
+            let turns = matches!(limits[..], [(TokenBucket { rate_bps: ..pacing::FAST, .. }, _)]);
             for record in look.sockets_of_process(pid).iter_mut().filter(|record| is_ours_to_pace(record)) {
                 let covers =
                     |narrowing: &Narrowing| narrowing.covers(record.remote, record.remote_port as u16);
-                let levels =
-                    limits.iter().filter(|(_, narrowing)| covers(narrowing)).map(|(level, _)| *level);
-                let Some(level) = levels.min() else { continue };
+                let levels = limits.iter().filter(|(_, narrowing)| covers(narrowing)).map(|(it, _)| it.level);
+                let Some(level) = levels.filter(|level| *level != 0).min() else { continue };
                 any = true;
-                let (level, tolerance) = if in_turn && level <= pacing::TURNS {
+                let (level, tolerance) = if few && turns && level <= pacing::TURNS {
                     // Gone meanwhile, or not ours to look into.
                     let Ok(tag) = tag_of(&self.loaded, record) else { continue };
                     (pacing::in_turn(level, tag.found_ticks), TOLERANCE_IN_TURN)
