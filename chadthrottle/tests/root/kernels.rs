@@ -180,7 +180,8 @@ fn has_police() -> Result<bool> {
     Ok(symbols.lines().any(|line| line.contains(" tcf_police_")))
 }
 
-fn is_debian() -> bool {
+/// Whether this is one of `cargo xtask vm`'s machines.
+pub fn is_debian() -> bool {
     std::env::var_os(DEBIAN_KERNEL).is_some_and(|value| value == "1")
 }
 
