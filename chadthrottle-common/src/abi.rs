@@ -206,6 +206,8 @@ pub struct Tag {
     pub applies: u32,
     /// 1: the last packet received had not been in the queue; 0: it had, or there was none.
     pub past_queue: u32,
+    /// Upload, under one limit: the debt of its bucket that the last packet which passed found, in ticks; below zero: credit.
+    pub found_ticks: i64,
 }
 
 /// [`Tag::applies`] has been found out.
@@ -511,7 +513,7 @@ const _: () = {
     assert!(size_of::<FlowWindow>() == 56);
     assert!(size_of::<TokenBucket>() == 128);
     assert!(size_of::<ThrottleStats>() == 24);
-    assert!(size_of::<Tag>() == 72);
+    assert!(size_of::<Tag>() == 80);
     assert!(size_of::<Flow>() == 40);
     assert!(size_of::<Departure>() == 16);
     assert!(size_of::<ProcessEntry>() == 40);

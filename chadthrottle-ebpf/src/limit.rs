@@ -328,9 +328,9 @@ impl Packet<'_> {
         }
     }
 
-    /// One limit, which is the usual case.
+    /// One limit, which is the usual case. `found_ticks`: [`Tag::found_ticks`].
     #[inline(always)]
-    unsafe fn pass_one<const CAS: bool>(&self, id: u64) -> bool {
+    unsafe fn pass_one<const CAS: bool>(&self, id: u64, found_ticks: &mut i64) -> bool {
         // SAFETY: as above.
         unsafe {
             let Some(found) = self.find::<CAS>(self.bucket(id)) else { return true };
@@ -349,6 +349,9 @@ impl Packet<'_> {
                 }
             }
             if passes {
+                if self.direction == UPLOAD && self.wire.bytes > SMALL_PACKET {
+                    *found_ticks = found.seen.wrapping_sub(found.now) as i64;
+                }
                 self.charge::<CAS>(&found, QUEUE_SLACK);
             } else {
                 count_refused(id, self.direction, self.wire);
@@ -490,7 +493,7 @@ unsafe fn hold<const CAS: bool>(ctx: &SkBuffContext, direction: usize) -> Option
         if timed && packet.was_charged(if selective { &narrowed } else { &tag.limits }) {
             return Some(PASS);
         }
-        let passes = if single { packet.pass_one::<CAS>(one) } else { packet.pass_all::<CAS>(if selective { &narrowed } else { &tag.limits }) };
+        let passes = if single { packet.pass_one::<CAS>(one, &mut tag.found_ticks) } else { packet.pass_all::<CAS>(if selective { &narrowed } else { &tag.limits }) };
         if !passes {
             take_back(socket, direction, packet.wire.bytes);
         }

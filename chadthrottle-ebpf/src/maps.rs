@@ -213,6 +213,7 @@ pub fn resolve(tag: &mut Tag, epoch: u64) {
         tag.limits = entry.limits;
     }
     tag.applies = 0;
+    tag.found_ticks = 0;
     tag.epoch = epoch;
     // The owner may have forgotten.
     if tag.told_device != 0 {

@@ -15,7 +15,7 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{TAG_LISTENER, TAG_SHARED, TokenBucket, UPLOAD},
-    pacing::{Use, level_with_another, next_level, payload_rate, period_us},
+    pacing::{FAST, Use, in_turn, level_with_another, next_level, payload_rate, period_us},
 };
 
 use crate::{
@@ -73,7 +73,7 @@ unsafe fn expect_another(bucket: *mut TokenBucket) {
     }
 }
 
-/// The lowest level of the limits that hold a socket; 0: it is not to be paced.
+/// The lowest level of the limits that hold a socket, in its turn; 0: it is not to be paced.
 #[inline(always)]
 unsafe fn level_of(socket: *mut c_void, is_new: bool) -> Option<u64> {
     // SAFETY: the caller's: `socket` is a socket.
@@ -85,7 +85,8 @@ unsafe fn level_of(socket: *mut c_void, is_new: bool) -> Option<u64> {
         if tag.flags & unclaimed == unclaimed {
             return Some(0);
         }
-        let mut lowest = 0;
+        // Several limits tell no turn: what their buckets find is not kept.
+        let (mut lowest, mut turns) = (0, tag.limits[1] == 0);
         let mut limits = tag.limits;
         if are_selective(&limits) {
             let tcp: *const c_void = bpf_skc_to_tcp_sock(socket).cast();
@@ -103,13 +104,14 @@ unsafe fn level_of(socket: *mut c_void, is_new: bool) -> Option<u64> {
                 if is_new {
                     expect_another(bucket);
                 }
+                turns &= (*bucket).rate_bps < FAST;
                 let level = (*bucket).level;
                 if level != 0 && (lowest == 0 || level < lowest) {
                     lowest = level;
                 }
             }
         }
-        Some(lowest)
+        Some(if turns { in_turn(lowest, tag.found_ticks) } else { lowest })
     }
 }
 

@@ -9,15 +9,15 @@ use std::{
 };
 
 use chadthrottle_common::{
-    abi::{Flow, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, SocketRecord, TokenBucket},
-    pacing::payload_rate,
+    abi::{Flow, ProcessEntry, RECORD_FOLLOWS, RECORD_LISTENER, SocketRecord, Tag, TokenBucket},
+    pacing::{self, payload_rate},
 };
 
 use super::{holder::Holder, members};
 use crate::{
     error::{Context, Result},
     kernel::{
-        bpf::{FlowMap, sys},
+        bpf::{FlowMap, Loaded, sys},
         cgroup,
         matching::Census,
         process::{self, Process},
@@ -28,8 +28,12 @@ use crate::{
 
 const IPPROTO_TCP: u32 = 6;
 
-/// A level that moved by less than this fraction is not worth a system call.
+/// A level that moved by less than this fraction is not worth a system call; one at which turns are told has to be closer.
 const TOLERANCE: u64 = 32;
+const TOLERANCE_IN_TURN: u64 = 128;
+
+/// Up to so many connections are told their turns: each has to be asked what it found, every time.
+const MOST_IN_TURN: usize = 64;
 
 /// How often the owner looks whether a level has moved, while it has connections to set itself.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
@@ -42,31 +46,42 @@ impl Holder {
             return Ok(None);
         }
         let buckets = self.loaded.entries::<u64, [TokenBucket; 2]>("CGROUP_BUCKETS")?;
-        let levels: HashMap<u64, u64> =
-            buckets.into_iter().map(|(key, pair)| (key, pair[Direction::Upload.index()].level)).collect();
+        let uploads: HashMap<u64, TokenBucket> =
+            buckets.into_iter().map(|(key, pair)| (key, pair[Direction::Upload.index()])).collect();
         // The last look will do, as long as checks renew it.
         if self.look.is_none() {
             self.look()?;
         }
         let Some(look) = &mut self.look else { return Ok(None) };
-        let mut wanted = HashMap::<u32, Vec<(u64, &Narrowing)>>::new();
+        let mut wanted = HashMap::<u32, Vec<(TokenBucket, &Narrowing)>>::new();
         for held in self.held.values() {
-            let Some(level) = levels.get(&held.key).filter(|level| **level != 0) else { continue };
+            // One that is for downloads alone counts, too: several limits tell no turn.
+            let Some(bucket) = uploads.get(&held.key) else { continue };
             for pid in look.members.get(&held.key).into_iter().flatten() {
-                wanted.entry(*pid).or_default().push((*level, &held.narrowing));
+                wanted.entry(*pid).or_default().push((*bucket, &held.narrowing));
             }
         }
+        let mut ours =
+            |pid: &u32| look.sockets_of_process(*pid).iter().filter(|it| is_ours_to_pace(it)).count();
+        let few = wanted.keys().map(&mut ours).sum::<usize>() <= MOST_IN_TURN;
         let mut due = Vec::new();
         let mut any = false;
         for (pid, limits) in wanted {
+            let turns = matches!(limits[..], [(TokenBucket { rate_bps: ..pacing::FAST, .. }, _)]);
             for record in look.sockets_of_process(pid).iter_mut().filter(|record| is_ours_to_pace(record)) {
                 let covers =
                     |narrowing: &Narrowing| narrowing.covers(record.remote, record.remote_port as u16);
-                let levels =
-                    limits.iter().filter(|(_, narrowing)| covers(narrowing)).map(|(level, _)| *level);
-                let Some(level) = levels.min() else { continue };
+                let levels = limits.iter().filter(|(_, narrowing)| covers(narrowing)).map(|(it, _)| it.level);
+                let Some(level) = levels.filter(|level| *level != 0).min() else { continue };
                 any = true;
-                if differs(record.level, level) {
+                let (level, tolerance) = if few && turns && level <= pacing::TURNS {
+                    // Gone meanwhile, or not ours to look into.
+                    let Ok(tag) = tag_of(&self.loaded, record) else { continue };
+                    (pacing::in_turn(level, tag.found_ticks), TOLERANCE_IN_TURN)
+                } else {
+                    (level, TOLERANCE)
+                };
+                if differs(record.level, level, tolerance) {
                     record.level = level;
                     due.push((*record, level));
                 }
@@ -245,8 +260,14 @@ fn is_ours_to_pace(record: &SocketRecord) -> bool {
     record.protocol == IPPROTO_TCP && record.flags & (RECORD_LISTENER | RECORD_FOLLOWS) == 0
 }
 
-fn differs(have: u64, want: u64) -> bool {
-    have.abs_diff(want) > want / TOLERANCE
+fn differs(have: u64, want: u64, tolerance: u64) -> bool {
+    have.abs_diff(want) > want / tolerance
+}
+
+fn tag_of(loaded: &Loaded, record: &SocketRecord) -> Result<Tag> {
+    let process = Process::open(record.tgid)?;
+    let socket = sockets::borrow(&process, record.fd)?;
+    loaded.tag_of(socket.as_fd()).map(Option::unwrap_or_default)
 }
 
 /// Sets a level on a socket, or with 0 what it had before; the record of it is written first.

@@ -520,6 +520,11 @@ impl Loaded {
         self.storage("FLOWS").map(FlowMap)
     }
 
+    /// What a socket carries for the programs.
+    pub fn tag_of(&self, socket: BorrowedFd<'_>) -> Result<Option<Tag>> {
+        sys::socket_value(self.storage("TAGS")?, socket).context("read a socket's tag")
+    }
+
     /// An array of the object.
     pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
         get_bpf_map(&mut self.ebpf, name)
