@@ -296,7 +296,8 @@ extern "C" fn weigh(
 }
 
 /// What one limit leaves a connection as its window, in the lower half, and what the connection weighs in it, in the upper;
-/// 0: nothing of it is limited. `weighed`: [`NEW_TURN`] and [`PAST`], and the time. Global as [`weigh`] is.
+/// 0: the limit is not about it. `round_trips`: the shortest and the one of now, in microseconds; two figures of 32 bits share
+/// a word. `now_and_flags`: the time, with [`NEW_TURN`] and [`PAST`]. Global as [`weigh`] is.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn window_of(
@@ -317,7 +318,7 @@ extern "C" fn window_of(
     let allowance_us = allowance(id, past, now_ns);
     let mut weights = received_and_weights & u64::from(u32::MAX);
     let sum = active_weight(id, window::period(now_ns), now_and_flags & NEW_TURN != 0, |sum| {
-        // Of both the second half.
+        // As `weigh` wants them: the sum beside the shortest round trip, what was received beside the one of now.
         let sum_and_rtt = u64::from(sum) << 32 | round_trips >> 32;
         let received_and_rtt = received_and_weights >> 32 << 32 | round_trips & u64::from(u32::MAX);
         weights = weigh(id, sum_and_rtt, received_and_rtt, elapsed_ns, allowance_us << 32 | weights);
