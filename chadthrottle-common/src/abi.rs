@@ -235,6 +235,14 @@ pub struct Flow {
     pub set: u64,
     /// The one before: the owner writes this record first and sets the cap after.
     pub before: u64,
+    /// Segments that may be under way ([`crate::pacing::most_under_way`]); 0: as many as without us.
+    pub window: u32,
+    /// The same, as it was set last.
+    pub window_set: u32,
+    /// What the congestion window was held to before (by a route), in segments; `i32::MAX` and more: to nothing.
+    pub window_found: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 impl Flow {
@@ -256,6 +264,27 @@ impl Flow {
         self.before = self.set;
         self.set = cap;
         cap
+    }
+
+    /// Writes down how many segments are to be under way, 0 for what it was. Returns whether that has to be set: what is
+    /// nearly so stays.
+    #[inline(always)]
+    pub fn wish(&mut self, segments: u32) -> bool {
+        let set = self.window_set;
+        let near = segments != 0 && set != 0 && segments.abs_diff(set) <= set / 4;
+        self.window = if near { set } else { segments };
+        self.window != set
+    }
+
+    /// Writes down that the wish is granted; `found`: to how many segments the congestion window is held now. Returns what
+    /// to set.
+    #[inline(always)]
+    pub fn grant(&mut self, found: u32) -> u32 {
+        if self.window_set == 0 {
+            self.window_found = found.min(i32::MAX as u32);
+        }
+        self.window_set = self.window;
+        if self.window == 0 || self.window_found < self.window { self.window_found } else { self.window }
     }
 }
 
@@ -514,7 +543,7 @@ const _: () = {
     assert!(size_of::<TokenBucket>() == 128);
     assert!(size_of::<ThrottleStats>() == 24);
     assert!(size_of::<Tag>() == 80);
-    assert!(size_of::<Flow>() == 40);
+    assert!(size_of::<Flow>() == 56);
     assert!(size_of::<Departure>() == 16);
     assert!(size_of::<ProcessEntry>() == 40);
     assert!(size_of::<State>() == 16);

@@ -29,21 +29,20 @@ const HEADROOM: u64 = 16;
 const SLOW_HEADROOM: u64 = 256;
 /// Limits below this rate, bytes/s, are slow in that sense.
 const SLOW: u64 = FLOW_BYTES * 1_000_000_000 * crate::bucket::TICKS_PER_NS / BURST_TICKS;
-/// How far a look moves the level at most, in 1,024ths: many flows may be idle when a limit is set, and greedy later.
-const MOST_UP: i64 = 1_024;
-const MOST_DOWN: i64 = 256;
+/// In so many parts of a limit, or of a level, a look reckons.
+const WHOLE: i64 = 1 << 14;
+/// How far a look moves the level at most: many flows may be idle when a limit is set, and greedy later.
+const MOST_UP: i64 = WHOLE;
+const MOST_DOWN: i64 = WHOLE / 4;
 
-/// Looks that may find less than half of the limit used before the level follows: bbr lets all but stand still for 200 ms
-/// every ten seconds, all flows of a line at the same time (measured: 1.34 of the limit in the second after).
-const MOST_PAUSES: u16 = 3;
 /// Limits from this rate on, bytes/s, are fast: a look sees a dozen GSO buffers and more, so that what it finds used is what
 /// the flows use. At lower rates one more buffer, or one less, would pass for a pause or for too much. And there is no need of
 /// turns.
 pub const FAST: u64 = 8_000_000;
 /// So much of credit, bytes, is more than the buffers that happen not to fall into a look.
 const MISSING: u64 = 3 * FLOW_BYTES;
-/// 17/16 of the limit, in 1,024ths of 1,024ths.
-const MOST_USED: u64 = (1_024 + 64) << 10;
+/// 17/16 of the limit, in parts of parts.
+const MOST_USED: i64 = (WHOLE + WHOLE / 16) * WHOLE;
 
 /// Up to this level, bytes/s, each flow is told its turn ([`in_turn`]): a buffer takes no less than a look there.
 pub const TURNS: u64 = FLOW_BYTES * 1_000_000_000 / MIN_PERIOD_NS;
@@ -74,7 +73,7 @@ pub struct Use {
     pub used: u64,
     /// Debt of the bucket, in ticks; credit below zero.
     pub debt_ticks: i64,
-    /// Looks in a row before this one that found less than half of the limit used.
+    /// Looks in a row before this one that found little of the limit used.
     pub pauses: u16,
 }
 
@@ -89,12 +88,51 @@ pub struct Next {
     pub in_want: bool,
 }
 
+/// How a level is moved: by how many buffers a look can see, and what one more or less of them says.
+#[derive(Clone, Copy)]
+enum Pace {
+    /// Limits from [`FAST`] on.
+    Fast,
+    /// Below it, with one flow or a few.
+    Single,
+    /// Flows that are told their turns.
+    Turns,
+}
+
+impl Pace {
+    #[inline(always)]
+    fn of(level: u64, rate: u64) -> Self {
+        if rate >= FAST {
+            Self::Fast
+        } else if level > TURNS {
+            Self::Single
+        } else {
+            Self::Turns
+        }
+    }
+
+    /// Looks that may find little of the limit used before the level follows: bbr lets all but stand still for 200 ms every
+    /// ten seconds, all flows of a line at the same time. Measured in the second after: 1.34 of a fast limit; in turns
+    /// every third run of twelve seconds had a second above 1.10.
+    #[inline(always)]
+    fn most_pauses(self) -> u16 {
+        match self {
+            Self::Fast => 3,
+            // A look may see three buffers.
+            Self::Single => 0,
+            // One is as long as bbr's pause and a buffer together.
+            Self::Turns => 1,
+        }
+    }
+}
+
 /// The level after a look at a limit of `rate` bytes/s. All levels are IP bytes/s, from about `rate / 256` to
 /// a little more than `rate`.
 ///
-/// It goes up by half of what is missing (below 8 MB/s by an eighth, unless it is much), and down
-/// with the debt of the bucket (up with its credit), which is what all that was missed, or was too much, adds up to. So what
-/// the bursts of a look hide comes out in the next ones.
+/// It goes up by a part of what is missing, and down with the debt of the bucket (up with its credit), which is what all that
+/// was missed, or was too much, adds up to. So what the bursts of a look hide comes out in the next ones. The fewer buffers
+/// a look sees the smaller the part, unless much is missing; and where flows have their turns, what a common pause
+/// left is made up for so slowly that no second has a buffer too many.
 /// Nothing is made of what was refused: a single burst is tried again and again.
 #[inline(always)]
 pub fn next_level(level: u64, rate: u64, found: Use) -> Next {
@@ -104,33 +142,51 @@ pub fn next_level(level: u64, rate: u64, found: Use) -> Next {
     // Microseconds, so that no product below leaves 64 bits: used < 2^40, rate <= 2^37.
     let elapsed_us = (found.elapsed_ns / 1_000).max(1);
     let used_rate = (found.used.min(1 << 40) * 1_000_000 / elapsed_us).min(2 * rate);
-    // All in 1,024ths.
-    let used_part = used_rate * 1_024 / rate.max(1);
-    let pauses = if used_part < 512 { found.pauses.saturating_add(1) } else { 0 };
+    let used = (used_rate * WHOLE as u64 / rate.max(1)) as i64;
+    let pace = Pace::of(level, rate);
+    let little = if matches!(pace, Pace::Turns) { WHOLE * 3 / 4 } else { WHOLE / 2 };
+    let pauses = if used < little { found.pauses.saturating_add(1) } else { 0 };
     let in_want = used_rate > level / 2;
     // Flows that will go on where they were: a higher level would have them exceed the limit all together.
-    if rate >= FAST && pauses != 0 && pauses <= MOST_PAUSES {
+    if pauses != 0 && pauses <= pace.most_pauses() {
         return Next { level, pauses, in_want };
     }
-    // Where a look sees few buffers, one more or less is no reason to move by half of it, unless several are missing. Measured
-    // with eight of bbr at 1 MB/s: seconds differed by 0.058 of the limit, 0.109 with half of it and without turns.
-    let calm = rate < FAST;
-    // A second is 2^20 units of 2^16 ticks, less 7 %.
-    let credit = if found.debt_ticks < 0 { (found.debt_ticks >> 16).unsigned_abs() } else { 0 };
-    let missing = credit.wrapping_mul(rate) >> 20;
-    let shift = if calm && pauses == 0 && missing < MISSING { 3 } else { 1 };
-    let mut change = (1_024 - used_part as i64) >> shift;
-    // A second of debt is about half the level, or a quarter.
-    let debt = found.debt_ticks >> (27 + u32::from(calm));
-    change -= if debt > 1_024 { 1_024 } else { debt };
+    let debt = found.debt_ticks;
+    let mut change = WHOLE - used;
+    // A second of debt is so much of the level: a half, a quarter, and a sixteenth of credit.
+    let caught_up;
+    match pace {
+        Pace::Fast => {
+            change >>= 1;
+            caught_up = debt >> 23;
+        }
+        Pace::Single => {
+            // A second is 2^20 units of 2^16 ticks, less 7 %.
+            let credit = if debt < 0 { (debt >> 16).unsigned_abs() } else { 0 };
+            let much = pauses != 0 || credit.wrapping_mul(rate) >> 20 >= MISSING;
+            change >>= if much { 1 } else { 3 };
+            caught_up = debt >> 24;
+        }
+        Pace::Turns => {
+            // What follows a pause says no more than the pause.
+            if found.pauses != 0 && change < 0 {
+                change = 0;
+            }
+            if pauses == 0 {
+                change >>= 2;
+            }
+            caught_up = if debt < 0 { debt >> 26 } else { debt >> 24 };
+        }
+    }
+    change -= if caught_up > WHOLE { WHOLE } else { caught_up };
     // Of two constants: nothing of its panic is left.
     change = change.clamp(-MOST_DOWN, MOST_UP);
     // What the same flows would use: not far beyond the limit, however much there is to make up for.
-    let most_change = (MOST_USED / used_part.max(1)) as i64 - 1_024;
-    if rate >= FAST && change > most_change {
+    let most_change = MOST_USED / used.max(1) - WHOLE;
+    if matches!(pace, Pace::Fast) && change > most_change {
         change = most_change;
     }
-    let next = level.wrapping_add(((level as i64 * change) >> 10) as u64);
+    let next = level.wrapping_add(((level as i64 * change) >> 14) as u64);
     let floor = rate / FLOOR + 100;
     let most = rate + if rate < SLOW { rate / SLOW_HEADROOM } else { rate / HEADROOM };
     let level = if next > most {
@@ -179,6 +235,28 @@ pub fn in_turn(level: u64, found_ticks: i64) -> u64 {
     let later = (level as i64).wrapping_mul(found_ticks.clamp(0, SECOND) >> 16) >> 21;
     // Never 0, which not every compiler sees.
     level * FLOW_BYTES / (FLOW_BYTES + later.clamp(0, MOST_LATER) as u64).max(1)
+}
+
+/// Round trips in µs: over a line with a shorter one TCP hands over up to 64 KB at once, however low the cap. It does so by the
+/// shortest round trip that it has seen lately.
+const NEAR_US: u32 = 2_000;
+/// Nor may round trips have grown so long that a window would be a limit by itself; one that is set bears twice that.
+const GROWN_US: u32 = 30_000;
+/// What every window has, in segments: TCP begins with as many.
+const LEAST_WINDOW: u32 = 10;
+/// Ten full segments, bytes: a window has as many more as pass in 100 ms.
+const TEN_SEGMENTS: u64 = 14_480;
+
+/// Segments that a flow at `level` bytes/s may have under way, so that it sends a little often and not 64 KB twice a second
+/// (TCP hands over half a window at most): its turns are finer so, and no second has a buffer too many. 0: leave it as it is.
+/// `min_rtt_us`, `rtt_us`: its shortest round trip and a usual one; `is_set`: it has such a window now.
+#[inline(always)]
+pub fn most_under_way(level: u64, min_rtt_us: u32, rtt_us: u32, is_set: bool) -> u32 {
+    let (most_level, longest) = if is_set { (TURNS + TURNS / 4, 2 * GROWN_US) } else { (TURNS, GROWN_US) };
+    if level == 0 || level > most_level || min_rtt_us >= NEAR_US || rtt_us > longest {
+        return 0;
+    }
+    LEAST_WINDOW + (level / TEN_SEGMENTS) as u32
 }
 
 /// What to set as a flow's pacing rate: the kernel paces payload, the limit counts IP bytes. Bytes/s, at least

@@ -69,6 +69,9 @@ globals! {
     TCP_RCV_WSCALE_SHIFT,
     TCP_RCV_RTT_US,
     TCP_SRTT_US,
+    /// A struct minmax: the value of its first sample comes after that one's time.
+    TCP_MIN_RTT,
+    TCP_CWND_CLAMP,
     /// 1 when bpf_skc_to_mptcp_sock is there (5.19).
     HAVE_MPTCP,
 }

@@ -15,10 +15,13 @@ use aya_ebpf::{
 };
 use chadthrottle_common::{
     abi::{TAG_LISTENER, TAG_SHARED, TokenBucket, UPLOAD},
-    pacing::{FAST, Use, in_turn, level_with_another, next_level, payload_rate, period_us},
+    pacing::{
+        FAST, Use, in_turn, level_with_another, most_under_way, next_level, payload_rate, period_us,
+    },
 };
 
 use crate::{
+    atomic,
     kernel::{field, global},
     maps::{CGROUP_BUCKETS, FLOWS, TAGS, live_state, resolve},
     remote::{FarEnd, are_selective, narrow},
@@ -26,7 +29,30 @@ use crate::{
 
 const SOL_SOCKET: i32 = 1;
 const SO_MAX_PACING_RATE: i32 = 47;
+const SOL_TCP: i32 = 6;
+const TCP_BPF_SNDCWND_CLAMP: i32 = 1002;
 const AF_INET6: u32 = 10;
+
+/// Above a level, which is below 2^38, in the words of [`level_after`].
+const PAUSES_AT: u32 = 48;
+const IN_WANT: u64 = 1 << 47;
+
+/// [`next_level`], with the pauses above the level, and the want between them. A global function, which is verified once
+/// instead of in all states that its callers come in (half of what older kernels would look at).
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn level_after(
+    level_and_pauses: u64,
+    rate: u64,
+    elapsed_ns: u64,
+    used: u64,
+    debt_ticks: i64,
+) -> u64 {
+    let found = Use { elapsed_ns, used, debt_ticks, pauses: (level_and_pauses >> PAUSES_AT) as u16 };
+    let next = next_level(level_and_pauses & (IN_WANT - 1), rate, found);
+    let in_want = if next.in_want { IN_WANT } else { 0 };
+    next.level & (IN_WANT - 1) | in_want | u64::from(next.pauses) << PAUSES_AT
+}
 
 /// Looks at the level of a limit when it is due. Two processors may look at once: then the level takes two
 /// steps, and the next looks mend it.
@@ -44,20 +70,26 @@ pub unsafe fn look(bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
         }
         (*bucket).level_at_ns = now_ns;
         let passed = (*bucket).bytes_passed;
+        let rate = (*bucket).rate_bps;
         let most_credit = -((*bucket).capacity_ticks as i64);
-        let found = Use {
-            elapsed_ns,
-            used: passed.wrapping_sub((*bucket).level_passed),
-            debt_ticks: if ahead < most_credit { most_credit } else { ahead },
-            pauses: (*bucket).level_pauses,
+        // Flows that were at full speed fall out of step when their limit comes. What they miss until they have found their
+        // turns is not made up for: it would be too much in the seconds that follow.
+        let ahead = if passed < rate && rate < FAST && ahead < 0 {
+            atomic::add(&raw mut (*bucket).virtual_time, ahead.unsigned_abs());
+            0
+        } else {
+            ahead
         };
+        let used = passed.wrapping_sub((*bucket).level_passed);
+        let debt_ticks = if ahead < most_credit { most_credit } else { ahead };
         (*bucket).level_passed = passed;
-        let (level, rate) = ((*bucket).level, (*bucket).rate_bps);
-        let next = next_level(level, rate, found);
-        (*bucket).level = next.level;
-        (*bucket).level_pauses = next.pauses;
-        (*bucket).level_in_want = u16::from(next.in_want);
-        (*bucket).level_period_us = period_us(rate, next.level);
+        let level_and_pauses = (*bucket).level | u64::from((*bucket).level_pauses) << PAUSES_AT;
+        let next = level_after(level_and_pauses, rate, elapsed_ns, used, debt_ticks);
+        let level = next & (IN_WANT - 1);
+        (*bucket).level = level;
+        (*bucket).level_pauses = (next >> PAUSES_AT) as u16;
+        (*bucket).level_in_want = u16::from(next & IN_WANT != 0);
+        (*bucket).level_period_us = period_us(rate, level);
     }
 }
 
@@ -131,12 +163,18 @@ unsafe fn pace(ctx: &SockOpsContext) -> Option<()> {
         }
         let flow = if level == 0 { FLOWS.get(socket)? } else { FLOWS.get_or_create(socket)? };
         flow.follows = 1;
-        if level == 0 && flow.level == 0 {
+        if level == 0 && flow.level == 0 && flow.window_set == 0 {
             return None;
         }
         let tcp: *const c_void = bpf_skc_to_tcp_sock(socket).cast();
         if tcp.is_null() {
             return None;
+        }
+        let min_rtt_us: u32 = field(tcp, global::TCP_MIN_RTT() + 4);
+        let rtt_us = field::<u32>(tcp, global::TCP_SRTT_US()) >> 3;
+        if flow.wish(most_under_way(level, min_rtt_us, rtt_us, flow.window_set != 0)) {
+            let mut segments = flow.grant(field(tcp, global::TCP_CWND_CLAMP()));
+            bpf_setsockopt(ctx.as_ptr(), SOL_TCP, TCP_BPF_SNDCWND_CLAMP, (&raw mut segments).cast(), 4);
         }
         let found: u64 = field(tcp, global::SK_MAX_PACING_RATE());
         if flow.level == level && flow.set == found {

@@ -20,6 +20,7 @@ const UNION: u32 = 5;
 const ENUM: u32 = 6;
 const TYPEDEF: u32 = 8;
 const RESTRICT: u32 = 11;
+const FUNC: u32 = 12;
 const FUNC_PROTO: u32 = 13;
 const VAR: u32 = 14;
 const DATASEC: u32 = 15;
@@ -153,6 +154,12 @@ impl Btf {
             id = self.resolve(type_id);
         }
         Ok(bits)
+    }
+
+    /// Number of the type of a function.
+    pub fn function(&self, name: &str) -> Option<u32> {
+        let is_it = |each: &Type| each.kind == FUNC && string(&self.strings, each.name) == name.as_bytes();
+        self.types.iter().position(is_it).map(|id| id as u32)
     }
 
     /// Whether the kernel has a type of that name (a tracepoint's `btf_trace_NAME`).

@@ -70,6 +70,16 @@ pub fn tcp_bytes(socket: BorrowedFd<'_>) -> Option<(u64, u64)> {
     Some((info[WORDS - 2], info[WORDS - 1]))
 }
 
+/// The shortest round trip of a TCP connection lately, and a usual one, in µs; `None`: it is none, or the kernel does not say.
+pub fn round_trips(socket: BorrowedFd<'_>) -> Option<(u32, u32)> {
+    /// `struct tcp_info` up to tcpi_min_rtt (4.6), in words; tcpi_rtt stands before that.
+    const WORDS: usize = 38;
+    const RTT: usize = 17;
+    let info: [[u32; WORDS / 2]; 2] = option(socket, libc::IPPROTO_TCP, libc::TCP_INFO).ok()?;
+    let info = info.as_flattened();
+    Some((info[WORDS - 1], info[RTT]))
+}
+
 /// Inode number of its network namespace.
 pub fn network_namespace(socket: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(File::from(namespace(socket)?).metadata()?.ino() as u32)

@@ -94,6 +94,22 @@ pub fn pacing_caps(pid: u32) -> Result<Vec<u64>> {
     Ok(caps)
 }
 
+/// Kills owner and janitor, of which neither can do anything about it; `caller`: whose limit the owner holds.
+pub fn kill_both(scene: &Scene, caller: u32) -> Result<()> {
+    let owner = scene.owner()?;
+    let caller = nix::unistd::Pid::from_raw(caller as i32);
+    let helpers = scene.helpers()?.into_iter().map(nix::unistd::Pid::from_raw);
+    let janitor = helpers.filter(|pid| *pid != owner && *pid != caller);
+    let janitor: Vec<_> = janitor.collect();
+    ensure!(janitor.len() == 1, "{} processes may be the janitor", janitor.len());
+    // Stopped first, so that neither sees the other one die.
+    signal(janitor[0], Signal::SIGSTOP)?;
+    for process in [owner, janitor[0]] {
+        signal(process, Signal::SIGKILL)?;
+    }
+    Ok(())
+}
+
 /// What is done after everybody was killed.
 enum Then {
     Clear,
@@ -114,17 +130,7 @@ fn killed_both(scene: &Scene, then: Then) -> Result<()> {
     // One that follows its limit by itself, too: the owner does not know of it yet.
     pair.client.tell(&format!("connect tcp {} put cc=cubic run={}", scene.tcp(Version::V4), scene.run()))?;
     pair.ensure_limited()?;
-    let owner = scene.owner()?;
-    let caller = nix::unistd::Pid::from_raw(limit.call.process().pid() as i32);
-    let helpers = scene.helpers()?.into_iter().map(nix::unistd::Pid::from_raw);
-    let janitor = helpers.filter(|pid| *pid != owner && *pid != caller);
-    let janitor: Vec<_> = janitor.collect();
-    ensure!(janitor.len() == 1, "{} processes may be the janitor", janitor.len());
-    // Stopped first, so that neither sees the other one die.
-    signal(janitor[0], Signal::SIGSTOP)?;
-    for process in [owner, janitor[0]] {
-        signal(process, Signal::SIGKILL)?;
-    }
+    kill_both(scene, limit.call.process().pid())?;
     limit.call.finish()?;
     let capped = pacing_caps(pid)?;
     ensure!(capped.len() == 3 && capped.iter().any(|cap| *cap != NO_CAP), "caps after the death: {capped:?}");
@@ -336,6 +342,6 @@ fn faults_of_the_client(scene: &Scene) -> Result<Finding> {
     Ok(Finding::Holds)
 }
 
-fn signal(process: nix::unistd::Pid, signal: Signal) -> Result<()> {
+pub fn signal(process: nix::unistd::Pid, signal: Signal) -> Result<()> {
     kill(process, signal).map_err(|cause| Error::failed(format!("send {signal} to {process}: {cause}")))
 }

@@ -34,10 +34,14 @@ const DEGRADED: &[(&str, Range<Version>)] = &[
     ("is only seen to change hands within a second", (0, 0)..(5, 11)),
     ("is seen to change hands when one of them reads", (5, 11)..(6, 3)),
     ("packets can't carry a time", (0, 0)..TIMED),
+    ("send up to 64 KB at once", (0, 0)..SMALL_BUFFERS),
 ];
 
 /// The first kernel on which packets can carry the time at which they leave a queue.
 const TIMED: Version = (5, 18);
+
+/// The first kernel on which connections that are older than their limit send small buffers under it, too.
+pub const SMALL_BUFFERS: Version = (5, 15);
 
 /// Rungs of the eBPF backend's downloads that every kernel of Debian has; since [`TIMED`] it is one more.
 const RUNGS: usize = 2;

@@ -7,6 +7,7 @@ mod accuracy;
 mod actor;
 mod awkward;
 mod backends;
+mod bursts;
 mod cleanup;
 mod command;
 mod coverage;
@@ -66,6 +67,7 @@ fn main() -> std::process::ExitCode {
         devices::trials(),
         windows::trials(),
         pacing::trials(),
+        bursts::trials(),
         coverage::trials(),
         sharing::trials(),
         independence::trials(),

@@ -33,7 +33,7 @@ pub const USUAL: [&str; 3] = ["5.10", "6.1", "6.12"];
 
 /// The tests that every change has to pass there: of each thing that depends on the kernel one, chosen for how much
 /// it shows in its time. The others run with `--all`.
-const USUAL_TESTS: [&str; 22] = [
+const USUAL_TESTS: [&str; 23] = [
     // Which backends there are, and what they lack.
     "kernels::what_there_is",
     // How long their verifiers take.
@@ -50,6 +50,8 @@ const USUAL_TESTS: [&str; 22] = [
     // By fq, which the machine outside may not have.
     "departures::nested",
     "pacing::datagrams_wait_in_fq",
+    // Small buffers, of which those of older connections take a program of their own.
+    "bursts::small_until_somebody_clears",
     "targets::unit",
     "cleanup::killed_owner",
     "backends::nftables::open_connections",

@@ -91,6 +91,8 @@ pub(super) struct Holder {
     /// The programs that limit are attached.
     equipped: bool,
     pub look: Option<Look>,
+    /// When windows were looked at, whether levels had moved or not.
+    pub(super) windows_at: Option<Instant>,
     pub book: Book,
 }
 
@@ -132,6 +134,7 @@ impl Holder {
             leaving: HashSet::new(),
             equipped: false,
             look: None,
+            windows_at: None,
             book: Book::default(),
         };
         holder.renew()?;

@@ -5,7 +5,7 @@ use std::{
     collections::{HashMap, HashSet},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use chadthrottle_common::{
@@ -17,9 +17,10 @@ use super::{holder::Holder, members};
 use crate::{
     error::{Context, Result},
     kernel::{
-        bpf::{FlowMap, Loaded, sys},
+        bpf::{FlowMap, Loaded, fitter::Fitter, sys},
         cgroup,
         matching::Census,
+        netns::Namespace,
         process::{self, Process},
         sockets,
     },
@@ -37,6 +38,9 @@ const MOST_IN_TURN: usize = 64;
 
 /// How often the owner looks whether a level has moved, while it has connections to set itself.
 const FOLLOW_EVERY: Duration = Duration::from_millis(100);
+
+/// How often it looks whether round trips allow another window meanwhile: a line that was full when the limit was set empties.
+const WINDOWS_EVERY: Duration = Duration::from_secs(1);
 
 impl Holder {
     /// Lets the connections that can't do so themselves follow the levels of their limits. Returns when to
@@ -64,6 +68,10 @@ impl Holder {
         let mut ours =
             |pid: &u32| look.sockets_of_process(*pid).iter().filter(|it| is_ours_to_pace(it)).count();
         let few = wanted.keys().map(&mut ours).sum::<usize>() <= MOST_IN_TURN;
+        let anew = few && self.windows_at.is_none_or(|at| at.elapsed() >= WINDOWS_EVERY);
+        if anew {
+            self.windows_at = Some(Instant::now());
+        }
         let mut due = Vec::new();
         let mut any = false;
         for (pid, limits) in wanted {
@@ -81,18 +89,20 @@ impl Holder {
                 } else {
                     (level, TOLERANCE)
                 };
-                if differs(record.level, level, tolerance) {
+                if differs(record.level, level, tolerance) || anew && level <= pacing::TURNS {
                     record.level = level;
                     due.push((*record, level));
                 }
             }
         }
+        let mut pacer = self.pacer()?;
         for (record, level) in due {
             // A connection that was closed meanwhile, or may not be touched: the bucket holds it all the same.
-            if let Err(error) = self.pace(&record, level) {
+            if let Err(error) = pace(&mut pacer, &record, level) {
                 tracing::debug!("{error}");
             }
         }
+        pacer.finish();
         Ok(any.then_some(FOLLOW_EVERY))
     }
 
@@ -139,33 +149,28 @@ impl Holder {
     pub fn pace_ahead(&self, id: LimitId) -> Result<()> {
         let Some(held) = self.held.get(&id) else { return Ok(()) };
         let level = self.level_of(id)?;
+        let mut pacer = self.pacer()?;
         for (pid, fd) in self.coming(held.key) {
             let paced = Process::open(pid).and_then(|process| {
                 let socket = sockets::borrow(&process, fd)?;
-                if sockets::is_tcp_flow(socket.as_fd()) {
-                    apply(self.loaded.flows()?, socket.as_fd(), level)
-                } else {
-                    Ok(())
-                }
+                if sockets::is_tcp_flow(socket.as_fd()) { pacer.apply(socket.as_fd(), level) } else { Ok(()) }
             });
             if let Err(error) = paced {
                 tracing::debug!("{error}");
             }
         }
+        pacer.finish();
         Ok(())
+    }
+
+    fn pacer(&self) -> Result<Pacer<'_>> {
+        Ok(Pacer::new(self.loaded.flows()?, self.loaded.fitter()))
     }
 
     fn level_of(&self, id: LimitId) -> Result<u64> {
         let Some(held) = self.held.get(&id) else { return Ok(0) };
         let pair: [TokenBucket; 2] = self.loaded.entry("CGROUP_BUCKETS", &held.key)?;
         Ok(pair[Direction::Upload.index()].level)
-    }
-
-    /// Applies a level to one connection; 0: gives back the cap that it had.
-    fn pace(&self, record: &SocketRecord, level: u64) -> Result<()> {
-        let process = Process::open(record.tgid)?;
-        let socket = sockets::borrow(&process, record.fd)?;
-        apply(self.loaded.flows()?, socket.as_fd(), level)
     }
 
     /// Everybody whose connections a limit may have paced: its members, and its targets, which set-up paces
@@ -196,7 +201,7 @@ impl Holder {
     /// them to a child that is older than the limit. Looks at every process of the host.
     pub fn unpace_strays(&mut self) {
         self.strays = false;
-        let (Ok(flows), Ok(all)) = (self.loaded.flows(), process::all(Path::new(process::PROC))) else {
+        let (Ok(mut pacer), Ok(all)) = (self.pacer(), process::all(Path::new(process::PROC))) else {
             return;
         };
         let limited = self.limited_uploads();
@@ -205,10 +210,11 @@ impl Holder {
         let kept: HashSet<u32> =
             limited.iter().flat_map(|pid| process::socket_inodes(Path::new(process::PROC), *pid)).collect();
         for pid in free {
-            if let Err(error) = lift(flows, pid, &kept) {
+            if let Err(error) = pacer.lift(pid, &kept) {
                 tracing::debug!("{error}");
             }
         }
+        pacer.finish();
     }
 
     /// Keys of all upload limits.
@@ -225,12 +231,13 @@ impl Holder {
 
     /// Gives back the caps of all connections of these processes.
     pub fn unpace(&self, pids: &HashSet<u32>) {
-        let Ok(flows) = self.loaded.flows() else { return };
+        let Ok(mut pacer) = self.pacer() else { return };
         for pid in pids {
-            if let Err(error) = lift(flows, *pid, &HashSet::new()) {
+            if let Err(error) = pacer.lift(*pid, &HashSet::new()) {
                 tracing::warn!("{error}");
             }
         }
+        pacer.finish();
     }
 }
 
@@ -270,52 +277,109 @@ fn tag_of(loaded: &Loaded, record: &SocketRecord) -> Result<Tag> {
     loaded.tag_of(socket.as_fd()).map(Option::unwrap_or_default)
 }
 
-/// Sets a level on a socket, or with 0 what it had before; the record of it is written first.
-fn apply(flows: FlowMap<'_>, socket: BorrowedFd<'_>, level: u64) -> Result<()> {
-    let known = sys::socket_value::<Flow>(flows.0, socket).context("read how a connection is paced")?;
-    let mut flow = known.unwrap_or_default();
-    // One that follows by itself is only touched when it may have no occasion to: before its first level, and at the
-    // end. Two writers would take each other's caps for the application's.
-    if flow.level == 0 && level == 0 || flow.level != 0 && level != 0 && flow.follows != 0 {
-        return Ok(());
-    }
-    flow.notice(sockets::max_pacing_rate(socket).context("read a connection's pacing cap")?);
-    let six = sockets::is_ipv6(socket).context("read a connection's address family")?;
-    let cap = flow.apply(level, payload_rate(level, six));
-    // Before the cap when it is set, after it when it is lifted: it is always known that a cap is ours.
-    if level != 0 {
-        sys::set_socket_value(flows.0, socket, &flow).context("note how a connection is paced")?;
-    }
-    sockets::set_max_pacing_rate(socket, cap).context("set a connection's pacing cap")?;
-    if level == 0 {
-        sys::set_socket_value(flows.0, socket, &flow)
-            .context("note that a connection is not paced any more")?;
-    }
-    Ok(())
+/// Applies a level to one connection; 0: gives back the cap that it had.
+fn pace(pacer: &mut Pacer<'_>, record: &SocketRecord, level: u64) -> Result<()> {
+    let process = Process::open(record.tgid)?;
+    let socket = sockets::borrow(&process, record.fd)?;
+    pacer.apply(socket.as_fd(), level)
 }
 
-/// Gives back every cap on a process's connections that the map knows of, but for the sockets of these inodes. Returns
-/// how many.
-fn lift(flows: FlowMap<'_>, pid: u32, kept: &HashSet<u32>) -> Result<usize> {
-    // Ended meanwhile, or not ours to look into.
-    let Ok(process) = Process::open(pid) else { return Ok(0) };
-    let mut lifted = 0;
-    for (fd, inode) in process::socket_descriptors(Path::new("/proc"), pid) {
-        if kept.contains(&(inode as u32)) {
-            continue;
+/// Sets caps, and has windows set where some have changed.
+struct Pacer<'a> {
+    flows: FlowMap<'a>,
+    fitter: Option<&'a Fitter>,
+    /// Network namespaces with connections whose wish is not granted yet, by their inodes.
+    unfit: HashMap<u64, Namespace>,
+}
+
+impl<'a> Pacer<'a> {
+    fn new(flows: FlowMap<'a>, fitter: Option<&'a Fitter>) -> Self {
+        Self { flows, fitter, unfit: HashMap::new() }
+    }
+
+    /// Sets a level on a socket, or with 0 what it had before; the record of it is written first.
+    fn apply(&mut self, socket: BorrowedFd<'_>, level: u64) -> Result<()> {
+        let known =
+            sys::socket_value::<Flow>(self.flows.0, socket).context("read how a connection is paced")?;
+        let mut flow = known.unwrap_or_default();
+        // One that follows by itself is only touched when it may have no occasion to: before its first level, and at the
+        // end. Two writers would take each other's caps for the application's.
+        if flow.level == 0 && level == 0 || flow.level != 0 && level != 0 && flow.follows != 0 {
+            return Ok(());
         }
-        let Ok(socket) = sockets::borrow(&process, fd) else { continue };
-        let paced = sys::socket_value::<Flow>(flows.0, socket.as_fd()).ok().flatten();
-        if paced.is_some_and(|flow| flow.level != 0) {
-            apply(flows, socket.as_fd(), 0)?;
-            lifted += 1;
+        flow.notice(sockets::max_pacing_rate(socket).context("read a connection's pacing cap")?);
+        let six = sockets::is_ipv6(socket).context("read a connection's address family")?;
+        let cap = flow.apply(level, payload_rate(level, six));
+        if self.fitter.is_some() {
+            let (min_rtt_us, rtt_us) = sockets::round_trips(socket).unwrap_or((u32::MAX, u32::MAX));
+            if flow.wish(pacing::most_under_way(level, min_rtt_us, rtt_us, flow.window_set != 0)) {
+                self.will_fit(socket);
+            }
+        }
+        // Before the cap when it is set, after it when it is lifted: it is always known that a cap is ours.
+        if level != 0 {
+            sys::set_socket_value(self.flows.0, socket, &flow).context("note how a connection is paced")?;
+        }
+        sockets::set_max_pacing_rate(socket, cap).context("set a connection's pacing cap")?;
+        if level == 0 {
+            sys::set_socket_value(self.flows.0, socket, &flow)
+                .context("note that a connection is not paced any more")?;
+        }
+        Ok(())
+    }
+
+    fn will_fit(&mut self, socket: BorrowedFd<'_>) {
+        let namespace = Namespace::of_socket(socket).and_then(|it| Ok((it.inode()?, it)));
+        match namespace {
+            Ok((inode, namespace)) => drop(self.unfit.entry(inode).or_insert(namespace)),
+            Err(error) => tracing::debug!("{error}"),
         }
     }
-    Ok(lifted)
+
+    /// Gives back every cap on a process's connections that the map knows of, but for the sockets of these inodes. Returns
+    /// how many.
+    fn lift(&mut self, pid: u32, kept: &HashSet<u32>) -> Result<usize> {
+        // Ended meanwhile, or not ours to look into.
+        let Ok(process) = Process::open(pid) else { return Ok(0) };
+        let mut lifted = 0;
+        for (fd, inode) in process::socket_descriptors(Path::new("/proc"), pid) {
+            if kept.contains(&(inode as u32)) {
+                continue;
+            }
+            let Ok(socket) = sockets::borrow(&process, fd) else { continue };
+            let paced = sys::socket_value::<Flow>(self.flows.0, socket.as_fd()).ok().flatten();
+            if paced.is_some_and(|flow| flow.level != 0) {
+                self.apply(socket.as_fd(), 0)?;
+                lifted += 1;
+            }
+        }
+        Ok(lifted)
+    }
+
+    /// Has the windows set. What fails is only as good as without: 64 KB at once.
+    fn finish(self) {
+        let Some(fitter) = self.fitter else { return };
+        for namespace in self.unfit.values() {
+            if let Err(error) = fitter.fit(namespace) {
+                tracing::warn!("{error}");
+            }
+        }
+    }
 }
 
 /// For the janitor, when the owner is gone or stopped: gives back every cap of ours on the whole host.
 pub fn lift_all(flows: BorrowedFd<'_>) -> Result<usize> {
+    let flows = FlowMap(flows);
+    let fitter = match Fitter::for_flows(flows) {
+        Ok(fitter) => fitter,
+        Err(error) => {
+            tracing::debug!("{error}");
+            None
+        }
+    };
+    let mut pacer = Pacer::new(flows, fitter.as_ref());
     let pids = process::all(Path::new("/proc"))?;
-    pids.into_iter().try_fold(0, |lifted, pid| Ok(lifted + lift(FlowMap(flows), pid, &HashSet::new())?))
+    let lifted = pids.into_iter().try_fold(0, |lifted, pid| Ok(lifted + pacer.lift(pid, &HashSet::new())?));
+    pacer.finish();
+    lifted
 }

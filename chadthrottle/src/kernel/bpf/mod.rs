@@ -17,11 +17,13 @@ use aya::{
 };
 use chadthrottle_common::abi::{BucketChange, Event, ProcessEntry, SocketRecord, State, TAG_TOLD, Tag};
 
+use self::fitter::{Fitter, Walk};
 use super::{btf::Btf, caps};
 use crate::error::{Context, Error, Kind, Result};
 
 pub mod counters;
 mod descriptors;
+pub mod fitter;
 pub mod keeper;
 mod rules;
 pub mod sys;
@@ -48,6 +50,8 @@ const FIELDS: &[(&str, &str, &str)] = &[
     ("TCP_RCV_WSCALE", "tcp_sock", "rx_opt.rcv_wscale"),
     ("TCP_RCV_RTT_US", "tcp_sock", "rcv_rtt_est.rtt_us"),
     ("TCP_SRTT_US", "tcp_sock", "srtt_us"),
+    ("TCP_MIN_RTT", "tcp_sock", "rtt_min"),
+    ("TCP_CWND_CLAMP", "tcp_sock", "snd_cwnd_clamp"),
 ];
 
 /// Where a socket remembers the device of its last packets, newest kernel first; older ones have neither.
@@ -72,6 +76,8 @@ pub struct Loaded {
     /// Open sockets are found by their descriptors, from user space.
     by_descriptor: bool,
     have_mptcp: bool,
+    walk: Option<Walk>,
+    fitter: Option<Fitter>,
     egress: &'static str,
     ingress: &'static str,
     /// What this kernel lacks, and what that costs.
@@ -86,6 +92,7 @@ struct Offsets {
     /// By the names of their globals.
     globals: Vec<(&'static str, u32)>,
     scale_shift: u32,
+    walk: Option<Walk>,
     /// What only the monitor has to do without.
     unknown: Vec<String>,
 }
@@ -103,7 +110,7 @@ impl Offsets {
         let rx_device = RX_DEVICE.iter().find_map(|(name, path)| kernel.offset(name, path).ok()).unwrap_or(0);
         globals.push(("SK_RX_DEVICE", rx_device));
         let scale_shift = kernel.bit_offset("tcp_sock", "rx_opt.rcv_wscale")? % 8;
-        Ok(Self { globals, scale_shift, unknown })
+        Ok(Self { globals, scale_shift, walk: Walk::find(&kernel), unknown })
     }
 }
 
@@ -144,7 +151,7 @@ pub fn load_maps() -> Result<Loaded> {
         loader = Some(EbpfLoader::new());
         (joined(offsets), joined(types))
     });
-    let (Offsets { globals, scale_shift, unknown }, types) = (offsets?, types?);
+    let (Offsets { globals, scale_shift, walk, unknown }, types) = (offsets?, types?);
     let have_mptcp = has_helper(MPTCP_HELPER);
     let mut loader = loader.unwrap_or_default();
     for (name, offset) in &globals {
@@ -165,6 +172,8 @@ pub fn load_maps() -> Result<Loaded> {
         follows_rules: false,
         by_descriptor: false,
         have_mptcp,
+        walk,
+        fitter: None,
         egress: "limit_egress",
         ingress: "limit_ingress",
         degraded: Vec::new(),
@@ -273,6 +282,14 @@ impl Loaded {
             self.degraded
                 .push(format!("new connections are only paced from their second second on: {reason}"));
         }
+        match self.load_fitter() {
+            Ok(()) => {}
+            Err(reason) if reason.kind == Kind::NotPermitted => return Err(reason),
+            Err(reason) => self.degraded.push(format!(
+                "connections that were open before their limit send up to 64 KB at once over short lines (kernel 5.15): \
+                 {reason}"
+            )),
+        }
         let complete =
             ADOPTERS.iter().position(|set| set.iter().all(|name| self.load_one(name, &types).is_ok()));
         match complete {
@@ -287,6 +304,21 @@ impl Loaded {
             ),
         }
         Ok(())
+    }
+
+    fn load_fitter(&mut self) -> Result<()> {
+        if self.fitter.is_none() {
+            let walk = self.walk.ok_or_else(|| {
+                Error::new(Kind::NoBackend, "this kernel has no walk over TCP sockets (bpf_iter_tcp)")
+            })?;
+            self.fitter = Some(Fitter::load(self.flows()?, walk)?);
+        }
+        Ok(())
+    }
+
+    /// What sets the congestion windows of connections that were open before their limit; `None`: this kernel can't.
+    pub fn fitter(&self) -> Option<&Fitter> {
+        self.fitter.as_ref()
     }
 
     /// What was read for loading the maps, for the first who asks.
@@ -600,6 +632,10 @@ fn refusal(name: &str, cause: &ProgramError) -> Error {
     let ProgramError::LoadError { io_error, verifier_log } = cause else {
         return Error::caused(Kind::NoBackend, format!("load eBPF program {name}"), cause);
     };
+    refusal_of(name, io_error, &verifier_log.to_string())
+}
+
+fn refusal_of(name: &str, io_error: &io::Error, log: &str) -> Error {
     if io_error.kind() == io::ErrorKind::PermissionDenied && io_error.raw_os_error() == Some(libc::EPERM) {
         return Error::caused(
             Kind::NotPermitted,
@@ -610,7 +646,6 @@ fn refusal(name: &str, cause: &ProgramError) -> Error {
             io_error,
         );
     }
-    let log = verifier_log.to_string();
     let lines: Vec<_> = log.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
     let said = lines
         .iter()

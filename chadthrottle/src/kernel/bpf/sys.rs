@@ -12,7 +12,7 @@ const BPF_PROG_QUERY: libc::c_int = 16;
 const BPF_LINK_CREATE: libc::c_int = 28;
 const BPF_ITER_CREATE: libc::c_int = 33;
 
-const BPF_TRACE_ITER: u32 = 28;
+pub(super) const BPF_TRACE_ITER: u32 = 28;
 const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 
@@ -189,6 +189,11 @@ pub fn open_map_iterator(program: BorrowedFd<'_>, map: BorrowedFd<'_>) -> io::Re
     open_iterator(program, (&raw mut info) as u64, size_of::<MapInfo>() as u32)
 }
 
+/// Opens an iterator over the TCP sockets of the calling thread's network namespace.
+pub fn open_socket_iterator(program: BorrowedFd<'_>) -> io::Result<File> {
+    open_iterator(program, 0, 0)
+}
+
 fn open_iterator(program: BorrowedFd<'_>, iter_info: u64, iter_info_len: u32) -> io::Result<File> {
     let link = bpf_fd(
         BPF_LINK_CREATE,
@@ -204,7 +209,7 @@ fn open_iterator(program: BorrowedFd<'_>, iter_info: u64, iter_info_len: u32) ->
     Ok(File::from(iterator))
 }
 
-const BPF_PROG_LOAD: libc::c_int = 5;
+pub(super) const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TYPE_CGROUP_SKB: u32 = 8;
 
 /// `union bpf_attr` for BPF_PROG_LOAD, up to the log.
