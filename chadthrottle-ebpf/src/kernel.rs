@@ -72,6 +72,8 @@ globals! {
     /// A struct minmax: the value of its first sample comes after that one's time.
     TCP_MIN_RTT,
     TCP_CWND_CLAMP,
+    /// 1 when congestion windows that are held can be given back by a walk over the sockets (5.15).
+    MAY_HOLD_WINDOWS,
     /// 1 when bpf_skc_to_mptcp_sock is there (5.19).
     HAVE_MPTCP,
 }

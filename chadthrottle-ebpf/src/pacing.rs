@@ -172,7 +172,9 @@ unsafe fn pace(ctx: &SockOpsContext) -> Option<()> {
         }
         let min_rtt_us: u32 = field(tcp, global::TCP_MIN_RTT() + 4);
         let rtt_us = field::<u32>(tcp, global::TCP_SRTT_US()) >> 3;
-        if flow.wish(most_under_way(level, min_rtt_us, rtt_us, flow.window_set != 0)) {
+        if global::MAY_HOLD_WINDOWS() != 0
+            && flow.wish(most_under_way(level, min_rtt_us, rtt_us, flow.window_set != 0))
+        {
             let mut segments = flow.grant(field(tcp, global::TCP_CWND_CLAMP()));
             bpf_setsockopt(ctx.as_ptr(), SOL_TCP, TCP_BPF_SNDCWND_CLAMP, (&raw mut segments).cast(), 4);
         }

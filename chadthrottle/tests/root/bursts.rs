@@ -15,7 +15,6 @@ use nix::sys::signal::Signal;
 
 use crate::{
     cleanup::{kill_both, signal},
-    kernels::{self, SMALL_BUFFERS},
     support::*,
 };
 
@@ -47,12 +46,8 @@ fn small_until(scene: &Scene, end: End) -> Result<()> {
     let _server = scene.server()?;
     let transfer =
         |cc: &str| format!("connect tcp {} put cc={cc} run={}", scene.tcp(Version::V4), scene.run());
-    let old: Vec<String> = if kernels::version()? >= SMALL_BUFFERS {
-        // bbr's congestion window is taken back at once, that of others as they need less.
-        (0..4).map(|_| transfer("bbr")).collect()
-    } else {
-        Vec::new()
-    };
+    // bbr's congestion window is taken back at once, that of others as they need less.
+    let old: Vec<String> = (0..4).map(|_| transfer("bbr")).collect();
     let mut client = scene.client(&old)?;
     sleep_until(now() + 1.0)?;
     let mut limit = scene.limit(&format!("pid:{} -u {RATE}", client.pid()))?;

@@ -40,8 +40,8 @@ const DEGRADED: &[(&str, Range<Version>)] = &[
 /// The first kernel on which packets can carry the time at which they leave a queue.
 const TIMED: Version = (5, 18);
 
-/// The first kernel on which connections that are older than their limit send small buffers under it, too.
-pub const SMALL_BUFFERS: Version = (5, 15);
+/// The first kernel on which connections may be held to small buffers, because that can be given back.
+const SMALL_BUFFERS: Version = (5, 15);
 
 /// Rungs of the eBPF backend's downloads that every kernel of Debian has; since [`TIMED`] it is one more.
 const RUNGS: usize = 2;

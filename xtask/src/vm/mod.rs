@@ -71,7 +71,8 @@ const USUAL_TESTS: [&str; 23] = [
 
 /// Parts of names of tests that cannot pass on a kernel, for what it has not; `kernels::what_there_is` makes sure that
 /// it has not.
-const LACKS: [(&str, &[&str]); 1] = [("5.10", &["mptcp", "nftables", "htb", "police", "monitor::"])];
+const LACKS: [(&str, &[&str]); 1] =
+    [("5.10", &["mptcp", "nftables", "htb", "police", "monitor::", "bursts::"])];
 
 /// What `vm` takes.
 #[derive(Args)]

@@ -287,6 +287,7 @@ fn pace(pacer: &mut Pacer<'_>, record: &SocketRecord, level: u64) -> Result<()> 
 /// Sets caps, and has windows set where some have changed.
 struct Pacer<'a> {
     flows: FlowMap<'a>,
+    /// `None`: windows are not held, or only given back.
     fitter: Option<&'a Fitter>,
     /// Network namespaces with connections whose wish is not granted yet, by their inodes.
     unfit: HashMap<u64, Namespace>,
@@ -310,11 +311,10 @@ impl<'a> Pacer<'a> {
         flow.notice(sockets::max_pacing_rate(socket).context("read a connection's pacing cap")?);
         let six = sockets::is_ipv6(socket).context("read a connection's address family")?;
         let cap = flow.apply(level, payload_rate(level, six));
-        if self.fitter.is_some() {
-            let (min_rtt_us, rtt_us) = sockets::round_trips(socket).unwrap_or((u32::MAX, u32::MAX));
-            if flow.wish(pacing::most_under_way(level, min_rtt_us, rtt_us, flow.window_set != 0)) {
-                self.will_fit(socket);
-            }
+        let (min_rtt_us, rtt_us) = sockets::round_trips(socket).unwrap_or((u32::MAX, u32::MAX));
+        let most = pacing::most_under_way(level, min_rtt_us, rtt_us, flow.window_set != 0);
+        if (level == 0 || self.fitter.is_some()) && flow.wish(most) {
+            self.will_fit(socket);
         }
         // Before the cap when it is set, after it when it is lifted: it is always known that a cap is ours.
         if level != 0 {
@@ -356,13 +356,19 @@ impl<'a> Pacer<'a> {
         Ok(lifted)
     }
 
-    /// Has the windows set. What fails is only as good as without: 64 KB at once.
+    /// Has the windows set.
     fn finish(self) {
-        let Some(fitter) = self.fitter else { return };
-        for namespace in self.unfit.values() {
-            if let Err(error) = fitter.fit(namespace) {
-                tracing::warn!("{error}");
-            }
+        if let Some(fitter) = self.fitter {
+            fit(fitter, &self.unfit);
+        }
+    }
+}
+
+/// Where that fails connections send as they do without: not worth a word when it is tried every second.
+fn fit(fitter: &Fitter, namespaces: &HashMap<u64, Namespace>) {
+    for namespace in namespaces.values() {
+        if let Err(error) = fitter.fit(namespace) {
+            tracing::debug!("{error}");
         }
     }
 }
@@ -370,16 +376,15 @@ impl<'a> Pacer<'a> {
 /// For the janitor, when the owner is gone or stopped: gives back every cap of ours on the whole host.
 pub fn lift_all(flows: BorrowedFd<'_>) -> Result<usize> {
     let flows = FlowMap(flows);
-    let fitter = match Fitter::for_flows(flows) {
-        Ok(fitter) => fitter,
-        Err(error) => {
-            tracing::debug!("{error}");
-            None
-        }
-    };
-    let mut pacer = Pacer::new(flows, fitter.as_ref());
+    let mut pacer = Pacer::new(flows, None);
     let pids = process::all(Path::new("/proc"))?;
     let lifted = pids.into_iter().try_fold(0, |lifted, pid| Ok(lifted + pacer.lift(pid, &HashSet::new())?));
-    pacer.finish();
+    // The caps first: to know the kernel's types takes a while.
+    if !pacer.unfit.is_empty() {
+        match Fitter::for_flows(flows) {
+            Ok(fitter) => fitter.iter().for_each(|fitter| fit(fitter, &pacer.unfit)),
+            Err(error) => tracing::warn!("give back congestion windows: {error}"),
+        }
+    }
     lifted
 }

@@ -45,6 +45,14 @@ impl Walk {
         let clamp = kernel.offset("tcp_sock", "snd_cwnd_clamp").ok()?;
         Some(Self { function: kernel.function("bpf_iter_tcp")?, clamp })
     }
+
+    /// Whether a program on the walk may set anything (5.15).
+    pub fn may_set(self) -> bool {
+        // Arguments are looked at after the helper is found.
+        let program = [call(SETSOCKOPT), set(0, 0), instruction(0x95, 0, 0, 0, 0)];
+        let Err((_, log)) = load(&program, self.function) else { return true };
+        !log.is_empty() && !log.contains("unknown func") && !log.contains("cannot use helper")
+    }
 }
 
 /// The program, loaded for one map of paced connections.

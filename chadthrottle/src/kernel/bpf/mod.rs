@@ -110,7 +110,7 @@ impl Offsets {
         let rx_device = RX_DEVICE.iter().find_map(|(name, path)| kernel.offset(name, path).ok()).unwrap_or(0);
         globals.push(("SK_RX_DEVICE", rx_device));
         let scale_shift = kernel.bit_offset("tcp_sock", "rx_opt.rcv_wscale")? % 8;
-        Ok(Self { globals, scale_shift, walk: Walk::find(&kernel), unknown })
+        Ok(Self { globals, scale_shift, walk: Walk::find(&kernel).filter(|walk| walk.may_set()), unknown })
     }
 }
 
@@ -160,6 +160,8 @@ pub fn load_maps() -> Result<Loaded> {
     loader.override_global("TCP_RCV_WSCALE_SHIFT", &scale_shift, true);
     let mptcp = u32::from(have_mptcp);
     loader.override_global("HAVE_MPTCP", &mptcp, true);
+    let may_hold = u32::from(walk.is_some());
+    loader.override_global("MAY_HOLD_WINDOWS", &may_hold, true);
     if let Some(most) = super::fault::setting("MOST_COUNTED") {
         loader.map_max_entries("TOTALS", most);
     }
@@ -286,8 +288,7 @@ impl Loaded {
             Ok(()) => {}
             Err(reason) if reason.kind == Kind::NotPermitted => return Err(reason),
             Err(reason) => self.degraded.push(format!(
-                "connections that were open before their limit send up to 64 KB at once over short lines (kernel 5.15): \
-                 {reason}"
+                "under slow upload limits connections over short lines send up to 64 KB at once: {reason}"
             )),
         }
         let complete =
@@ -309,14 +310,14 @@ impl Loaded {
     fn load_fitter(&mut self) -> Result<()> {
         if self.fitter.is_none() {
             let walk = self.walk.ok_or_else(|| {
-                Error::new(Kind::NoBackend, "this kernel has no walk over TCP sockets (bpf_iter_tcp)")
+                Error::new(Kind::NoBackend, "eBPF can't set what older sockets send at once (kernel 5.15)")
             })?;
             self.fitter = Some(Fitter::load(self.flows()?, walk)?);
         }
         Ok(())
     }
 
-    /// What sets the congestion windows of connections that were open before their limit; `None`: this kernel can't.
+    /// What sets the congestion windows of connections that get no callbacks; `None`: this kernel can't.
     pub fn fitter(&self) -> Option<&Fitter> {
         self.fitter.as_ref()
     }
