@@ -28,7 +28,7 @@ const HEADROOM: u64 = 16;
 /// most of one at any time, and must not be off by what it makes up for on top (measured: 1.036 of 100 KB/s in 30 seconds).
 const SLOW_HEADROOM: u64 = 256;
 /// Limits below this rate, bytes/s, are slow in that sense.
-const SLOW: u64 = FLOW_BYTES * 1_000_000_000 * crate::bucket::TICKS_PER_NS / BURST_TICKS;
+pub const SLOW: u64 = FLOW_BYTES * 1_000_000_000 * crate::bucket::TICKS_PER_NS / BURST_TICKS;
 /// In so many parts of a limit, or of a level, a look reckons.
 const WHOLE: i64 = 1 << 14;
 /// How far a look moves the level at most: many flows may be idle when a limit is set, and greedy later.
@@ -93,7 +93,7 @@ pub struct Next {
 enum Pace {
     /// Limits from [`FAST`] on.
     Fast,
-    /// Below it, with one flow or a few.
+    /// Below it, with one flow or a few; and below [`SLOW`], where a look sees three buffers.
     Single,
     /// Flows that are told their turns.
     Turns,
@@ -104,7 +104,7 @@ impl Pace {
     fn of(level: u64, rate: u64) -> Self {
         if rate >= FAST {
             Self::Fast
-        } else if level > TURNS {
+        } else if level > TURNS || rate < SLOW {
             Self::Single
         } else {
             Self::Turns

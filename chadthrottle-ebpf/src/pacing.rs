@@ -16,7 +16,7 @@ use aya_ebpf::{
 use chadthrottle_common::{
     abi::{TAG_LISTENER, TAG_SHARED, TokenBucket, UPLOAD},
     pacing::{
-        FAST, Use, in_turn, level_with_another, most_under_way, next_level, payload_rate, period_us,
+        FAST, SLOW, Use, in_turn, level_with_another, most_under_way, next_level, payload_rate, period_us,
     },
 };
 
@@ -74,7 +74,7 @@ pub unsafe fn look(bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
         let most_credit = -((*bucket).capacity_ticks as i64);
         // Flows that were at full speed fall out of step when their limit comes. What they miss until they have found their
         // turns is not made up for: it would be too much in the seconds that follow.
-        let ahead = if passed < rate && rate < FAST && ahead < 0 {
+        let ahead = if passed < rate && (SLOW..FAST).contains(&rate) && ahead < 0 {
             atomic::add(&raw mut (*bucket).virtual_time, ahead.unsigned_abs());
             0
         } else {

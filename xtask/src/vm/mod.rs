@@ -251,7 +251,7 @@ mod tests {
         assert!(!usual("5.10").contains("nftables"));
         let filter = vec!["coverage".to_owned(), "backends".to_owned()];
         let some = guest_commands("5.10", &Options { filter, ..Options::default() });
-        assert!(some.contains(" --skip 'mptcp' --skip 'nftables' --skip 'htb' --skip 'police' --skip 'monitor::' 'coverage' || code=1\n"));
+        assert!(some.contains(" --skip 'mptcp' --skip 'nftables' --skip 'htb' --skip 'police' --skip 'monitor::' --skip 'bursts::' 'coverage' || code=1\n"));
         assert!(some.contains(" 'backends' || "));
     }
 }
