@@ -281,7 +281,9 @@ impl Flow {
     #[inline(always)]
     pub fn grant(&mut self, found: u32) -> u32 {
         if self.window_set == 0 {
-            self.window_found = found.min(i32::MAX as u32);
+            // One that is what we want is ours: a note of it was lost.
+            self.window_found =
+                if found == self.window { i32::MAX as u32 } else { found.min(i32::MAX as u32) };
         }
         self.window_set = self.window;
         if self.window == 0 || self.window_found < self.window { self.window_found } else { self.window }

@@ -242,6 +242,8 @@ pub fn in_turn(level: u64, found_ticks: i64) -> u64 {
 const NEAR_US: u32 = 2_000;
 /// Nor may round trips have grown so long that a window would be a limit by itself; one that is set bears twice that.
 const GROWN_US: u32 = 30_000;
+/// Up to this level, bytes/s, a window that is set stays.
+pub const HELD: u64 = TURNS + TURNS / 4;
 /// What every window has, in segments: TCP begins with as many.
 const LEAST_WINDOW: u32 = 10;
 /// Ten full segments, bytes: a window has as many more as pass in 100 ms.
@@ -252,7 +254,7 @@ const TEN_SEGMENTS: u64 = 14_480;
 /// `min_rtt_us`, `rtt_us`: its shortest round trip and a usual one; `is_set`: it has such a window now.
 #[inline(always)]
 pub fn most_under_way(level: u64, min_rtt_us: u32, rtt_us: u32, is_set: bool) -> u32 {
-    let (most_level, longest) = if is_set { (TURNS + TURNS / 4, 2 * GROWN_US) } else { (TURNS, GROWN_US) };
+    let (most_level, longest) = if is_set { (HELD, 2 * GROWN_US) } else { (TURNS, GROWN_US) };
     if level == 0 || level > most_level || min_rtt_us >= NEAR_US || rtt_us > longest {
         return 0;
     }

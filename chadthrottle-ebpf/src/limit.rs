@@ -321,10 +321,10 @@ impl Packet<'_> {
     }
 
     #[inline(always)]
-    unsafe fn look_at_level(&self, found: &Found) {
+    unsafe fn look_at_level<const CAS: bool>(&self, found: &Found) {
         if self.direction == UPLOAD {
             // SAFETY: as above.
-            unsafe { pacing::look(found.bucket, self.recent_ns, found.seen.wrapping_sub(found.now) as i64) };
+            unsafe { pacing::look::<CAS>(found.bucket, self.recent_ns, found.seen, found.now) };
         }
     }
 
@@ -334,7 +334,7 @@ impl Packet<'_> {
         // SAFETY: as above.
         unsafe {
             let Some(found) = self.find::<CAS>(self.bucket(id)) else { return true };
-            self.look_at_level(&found);
+            self.look_at_level::<CAS>(&found);
             let mut passes = has_room(found.seen, found.now, 0) || self.was_queued(&found);
             if !passes {
                 let (now_ns, meets) = (bpf_ktime_get_ns(), self.meets());
@@ -435,7 +435,7 @@ impl Packet<'_> {
             }
             for id in ids {
                 if let Some(found) = self.find::<CAS>(self.bucket(*id)) {
-                    self.look_at_level(&found);
+                    self.look_at_level::<CAS>(&found);
                     self.charge::<CAS>(&found, 0);
                 }
             }

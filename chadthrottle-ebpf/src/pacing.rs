@@ -14,6 +14,7 @@ use aya_ebpf::{
     programs::SockOpsContext,
 };
 use chadthrottle_common::{
+    bucket::Word,
     abi::{TAG_LISTENER, TAG_SHARED, TokenBucket, UPLOAD},
     pacing::{
         FAST, SLOW, Use, in_turn, level_with_another, most_under_way, next_level, payload_rate, period_us,
@@ -21,7 +22,7 @@ use chadthrottle_common::{
 };
 
 use crate::{
-    atomic,
+    atomic::MapWord,
     kernel::{field, global},
     maps::{CGROUP_BUCKETS, FLOWS, TAGS, live_state, resolve},
     remote::{FarEnd, are_selective, narrow},
@@ -58,10 +59,9 @@ extern "C" fn level_after(
 /// steps, and the next looks mend it.
 ///
 /// # Safety
-/// `bucket` is an upload bucket, from the map in this run; its virtual time is `ahead` ticks ahead
-/// of the clock.
+/// `bucket` is an upload bucket, from the map in this run; its virtual time was `seen`, when it was `now` by the bucket's clock.
 #[inline(always)]
-pub unsafe fn look(bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
+pub unsafe fn look<const CAS: bool>(bucket: *mut TokenBucket, now_ns: u64, seen: u64, now: u64) {
     // SAFETY: the caller's.
     unsafe {
         let elapsed_ns = now_ns.saturating_sub((*bucket).level_at_ns);
@@ -74,12 +74,14 @@ pub unsafe fn look(bucket: *mut TokenBucket, now_ns: u64, ahead: i64) {
         let most_credit = -((*bucket).capacity_ticks as i64);
         // Flows that were at full speed fall out of step when their limit comes. What they miss until they have found their
         // turns is not made up for: it would be too much in the seconds that follow.
-        let ahead = if passed < rate && (SLOW..FAST).contains(&rate) && ahead < 0 {
-            atomic::add(&raw mut (*bucket).virtual_time, ahead.unsigned_abs());
-            0
-        } else {
-            ahead
-        };
+        let ahead = seen.wrapping_sub(now) as i64;
+        let young = passed < rate && (SLOW..FAST).contains(&rate);
+        // Not where it can't be compared: what another packet has forgotten, or charged, meanwhile would be taken twice.
+        let forgotten = CAS
+            && young
+            && ahead < 0
+            && MapWord::<CAS>(&raw mut (*bucket).virtual_time).replace(seen, now);
+        let ahead = if forgotten { 0 } else { ahead };
         let used = passed.wrapping_sub((*bucket).level_passed);
         let debt_ticks = if ahead < most_credit { most_credit } else { ahead };
         (*bucket).level_passed = passed;
@@ -175,8 +177,12 @@ unsafe fn pace(ctx: &SockOpsContext) -> Option<()> {
         if global::MAY_HOLD_WINDOWS() != 0
             && flow.wish(most_under_way(level, min_rtt_us, rtt_us, flow.window_set != 0))
         {
+            let before = flow.window_set;
             let mut segments = flow.grant(field(tcp, global::TCP_CWND_CLAMP()));
-            bpf_setsockopt(ctx.as_ptr(), SOL_TCP, TCP_BPF_SNDCWND_CLAMP, (&raw mut segments).cast(), 4);
+            let value = (&raw mut segments).cast();
+            if bpf_setsockopt(ctx.as_ptr(), SOL_TCP, TCP_BPF_SNDCWND_CLAMP, value, 4) != 0 {
+                flow.window_set = before;
+            }
         }
         let found: u64 = field(tcp, global::SK_MAX_PACING_RATE());
         if flow.level == level && flow.set == found {

@@ -89,7 +89,7 @@ impl Holder {
                 } else {
                     (level, TOLERANCE)
                 };
-                if differs(record.level, level, tolerance) || anew && level <= pacing::TURNS {
+                if differs(record.level, level, tolerance) || anew && level <= pacing::HELD {
                     record.level = level;
                     due.push((*record, level));
                 }
@@ -305,7 +305,9 @@ impl<'a> Pacer<'a> {
         let mut flow = known.unwrap_or_default();
         // One that follows by itself is only touched when it may have no occasion to: before its first level, and at the
         // end. Two writers would take each other's caps for the application's.
-        if flow.level == 0 && level == 0 || flow.level != 0 && level != 0 && flow.follows != 0 {
+        if flow.level == 0 && level == 0 && flow.window_set == 0
+            || flow.level != 0 && level != 0 && flow.follows != 0
+        {
             return Ok(());
         }
         flow.notice(sockets::max_pacing_rate(socket).context("read a connection's pacing cap")?);
@@ -348,7 +350,7 @@ impl<'a> Pacer<'a> {
             }
             let Ok(socket) = sockets::borrow(&process, fd) else { continue };
             let paced = sys::socket_value::<Flow>(self.flows.0, socket.as_fd()).ok().flatten();
-            if paced.is_some_and(|flow| flow.level != 0) {
+            if paced.is_some_and(|flow| flow.level != 0 || flow.window_set != 0) {
                 self.apply(socket.as_fd(), 0)?;
                 lifted += 1;
             }
@@ -358,33 +360,36 @@ impl<'a> Pacer<'a> {
 
     /// Has the windows set.
     fn finish(self) {
-        if let Some(fitter) = self.fitter {
-            fit(fitter, &self.unfit);
+        // Where that fails connections send as they do without: not worth a word when it is tried every second.
+        if let Some(fitter) = self.fitter
+            && let Err(error) = fit(fitter, &self.unfit)
+        {
+            tracing::debug!("{error}");
         }
     }
 }
 
-/// Where that fails connections send as they do without: not worth a word when it is tried every second.
-fn fit(fitter: &Fitter, namespaces: &HashMap<u64, Namespace>) {
-    for namespace in namespaces.values() {
-        if let Err(error) = fitter.fit(namespace) {
-            tracing::debug!("{error}");
-        }
-    }
+/// Goes on where it fails, and says so in the end.
+fn fit(fitter: &Fitter, namespaces: &HashMap<u64, Namespace>) -> Result<()> {
+    namespaces.values().map(|namespace| fitter.fit(namespace)).fold(Ok(()), Result::and)
 }
 
 /// For the janitor, when the owner is gone or stopped: gives back every cap of ours on the whole host.
 pub fn lift_all(flows: BorrowedFd<'_>) -> Result<usize> {
     let flows = FlowMap(flows);
     let mut pacer = Pacer::new(flows, None);
-    let pids = process::all(Path::new("/proc"))?;
-    let lifted = pids.into_iter().try_fold(0, |lifted, pid| Ok(lifted + pacer.lift(pid, &HashSet::new())?));
-    // The caps first: to know the kernel's types takes a while.
-    if !pacer.unfit.is_empty() {
-        match Fitter::for_flows(flows) {
-            Ok(fitter) => fitter.iter().for_each(|fitter| fit(fitter, &pacer.unfit)),
-            Err(error) => tracing::warn!("give back congestion windows: {error}"),
+    let (mut lifted, mut failed) = (0, Ok(()));
+    for pid in process::all(Path::new("/proc"))? {
+        match pacer.lift(pid, &HashSet::new()) {
+            Ok(count) => lifted += count,
+            Err(error) => failed = Err(error),
         }
     }
-    lifted
+    // The caps first: to know the kernel's types takes a while.
+    if !pacer.unfit.is_empty()
+        && let Some(fitter) = Fitter::for_flows(flows)?
+    {
+        fit(&fitter, &pacer.unfit)?;
+    }
+    failed.map(|()| lifted)
 }

@@ -8,6 +8,7 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
+use ::caps::Capability;
 use chadthrottle_common::abi::Flow;
 
 use super::{
@@ -16,7 +17,7 @@ use super::{
 };
 use crate::{
     error::{Context, Result},
-    kernel::{btf::Btf, netns::Namespace},
+    kernel::{btf::Btf, caps, netns::Namespace},
 };
 
 /// The program's name.
@@ -44,6 +45,11 @@ impl Walk {
     pub fn find(kernel: &Btf) -> Option<Self> {
         let clamp = kernel.offset("tcp_sock", "snd_cwnd_clamp").ok()?;
         Some(Self { function: kernel.function("bpf_iter_tcp")?, clamp })
+    }
+
+    /// Whether we may walk in other network namespaces than ours.
+    pub fn may_enter() -> bool {
+        caps::missing(&[Capability::CAP_SYS_ADMIN]).is_empty()
     }
 
     /// Whether a program on the walk may set anything (5.15).
@@ -214,7 +220,6 @@ fn program(flows: BorrowedFd<'_>, clamp: u32) -> Vec<u64> {
         instruction(0xb5, 1, 0, 1, i32::MAX), // if r1 <= i32::MAX, over one
         set(1, i32::MAX),
         store32(7, FOUND as i16, 1),
-        store32(7, GRANTED as i16, 8),
         // r1: what to set.
         load32(1, 7, FOUND),
         if_is(8, 0, 2),
@@ -228,6 +233,8 @@ fn program(flows: BorrowedFd<'_>, clamp: u32) -> Vec<u64> {
         instruction(0x07, 4, 0, 0, -4), // r4 += -4
         set(5, 4),
         call(SETSOCKOPT),
+        if_not(0, 0, ALL),
+        store32(7, GRANTED as i16, 8),
         set(0, 0),
         instruction(0x95, 0, 0, 0, 0),
     ];

@@ -110,7 +110,12 @@ impl Offsets {
         let rx_device = RX_DEVICE.iter().find_map(|(name, path)| kernel.offset(name, path).ok()).unwrap_or(0);
         globals.push(("SK_RX_DEVICE", rx_device));
         let scale_shift = kernel.bit_offset("tcp_sock", "rx_opt.rcv_wscale")? % 8;
-        Ok(Self { globals, scale_shift, walk: Walk::find(&kernel).filter(|walk| walk.may_set()), unknown })
+        Ok(Self {
+            globals,
+            scale_shift,
+            walk: Walk::find(&kernel).filter(|walk| Walk::may_enter() && walk.may_set()),
+            unknown,
+        })
     }
 }
 
@@ -310,7 +315,10 @@ impl Loaded {
     fn load_fitter(&mut self) -> Result<()> {
         if self.fitter.is_none() {
             let walk = self.walk.ok_or_else(|| {
-                Error::new(Kind::NoBackend, "eBPF can't set what older sockets send at once (kernel 5.15)")
+                Error::new(
+                    Kind::NoBackend,
+                    "to give that back takes kernel 5.15, and CAP_SYS_ADMIN to enter network namespaces",
+                )
             })?;
             self.fitter = Some(Fitter::load(self.flows()?, walk)?);
         }
